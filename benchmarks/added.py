@@ -39,7 +39,7 @@ def _same(item: Any) -> Any:
 
 @operator
 async def handed_through(source: FusedRun[Any]) -> AsyncIterator[Any]:
-    """Do nothing for a chunk, as an operator that pulls for itself."""
+    """Do nothing for a chunk, as an operator that pulls its source."""
     async for item in source:
         yield item
 

@@ -100,9 +100,9 @@ def rivals(engine: LLMEngine) -> dict[str, Open]:
         "ours, metrics without exemplars": lambda: without_exemplars.generate(
             REQUEST, RequestContext("r")
         ),
-        "ours, everything off": lambda: off.generate(REQUEST, RequestContext("r")),
+        "ours, all telemetry off": lambda: off.generate(REQUEST, RequestContext("r")),
         "ours, recording off": lambda: plain.generate(REQUEST, RequestContext("r")),
-        "ours, one operator more": lambda: longer.generate(REQUEST, RequestContext("r")),
+        "ours, one more operator": lambda: longer.generate(REQUEST, RequestContext("r")),
         "stock reactivex chain": _async(
             lambda: stock.generate(engine, REQUEST, RequestContext("r"), MODE, TRACER)
         ),

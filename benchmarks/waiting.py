@@ -13,7 +13,7 @@ from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
 __all__ = ("cpu_of_waiting",)
 
 STEPS = 500
-WAYS = ("bare engine loop", "hand-written", "ours, standard pipeline", "ours, everything off")
+WAYS = ("bare engine loop", "hand-written", "ours, standard pipeline", "ours, all telemetry off")
 
 
 class WaitingEngine(ScriptedEngine):

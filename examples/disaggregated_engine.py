@@ -1,8 +1,8 @@
 """
-Prefill and decode apart: one worker reads the prompt, another writes the answer.
+Disaggregated prefill and decode: one worker reads the prompt, another writes the answer.
 
-The answer continues the prompt's numbers, and the "cache" of a prompt is the next number. The prefill
-worker keeps it until its peer has fetched it, as engines keep the blocks of a KV cache.
+The answer continues the prompt's numbers, and the "cache" of a prompt is the next number. The
+prefill worker keeps it until its peer has fetched it, as engines keep the blocks of a KV cache.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from rx_backend import (
     RequestContext,
 )
 
-NUMBERS = 1000  # token ids below are numbers, in the tokenizer that comes without a model
+NUMBERS = 1000  # the tokenizer for workers without a model has numbers below this
 
 
 class CountingEngine(LLMEngine):
@@ -47,7 +47,7 @@ class CountingEngine(LLMEngine):
         if request.prefill_result is None:
             number = read_prompt(request.token_ids)
         else:
-            # A stop is ignored here, or the peer would keep the cache for ever.
+            # A stop is ignored here: otherwise the peer would keep the cache forever.
             number = await fetch_cache(**request.prefill_result.disaggregated_params)
         for token_id in range(number, number + (request.stop_conditions.max_tokens or 16)):
             yield LLMEngineOutput.token(token_id % NUMBERS)
@@ -58,7 +58,7 @@ class CountingEngine(LLMEngine):
         yield LLMEngineOutput.length()
 
     async def is_quiescent(self) -> bool:
-        """Return whether all caches were fetched, so that a prefill worker may end."""
+        """Return whether all caches were fetched, so that a prefill worker may exit."""
         return not self._caches
 
     async def cleanup(self) -> None:
@@ -70,7 +70,7 @@ class CountingEngine(LLMEngine):
         name = next(self._names)
         self._caches[name] = read_prompt(request.token_ids)
         assert self._server is not None  # noqa: S101 - `start` comes first
-        chunk = LLMEngineOutput.length()  # any other finish reason would be the whole answer's
+        chunk = LLMEngineOutput.length()  # any other finish reason would end the whole answer
         port = self._server.sockets[0].getsockname()[1]
         chunk.disaggregated_params = {"port": port, "name": name}
         return chunk

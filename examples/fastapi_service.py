@@ -1,13 +1,13 @@
 """
-A FastAPI service with OpenAI's endpoints, whose answers a client can come back to.
+A FastAPI service with OpenAI's endpoints and resumable answers.
 
     pip install 'rx-backend[web]' fastapi uvicorn jinja2
     cd examples
     uvicorn fastapi_service:app --timeout-graceful-shutdown 5
 
-A made-up engine counts. ``MODEL=model.gguf`` in the environment runs a model on llama.cpp, with the
-tokenizer and the chat template that are in the file; that needs the extras ``engine-llama-cpp`` and
-``gguf``. http://127.0.0.1:8000 shows a page whose stream survives a reload.
+Its sample engine counts. ``MODEL=model.gguf`` in the environment runs a model on llama.cpp, with
+the file's tokenizer and chat template; that needs the extras ``engine-llama-cpp`` and ``gguf``.
+http://127.0.0.1:8000 shows a page whose stream survives a reload.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from rx_backend.worker.model_files import find_tokenizer, shared_model_folder
 
 
 class Options(BaseModel):
-    """What both endpoints take."""
+    """The fields that both endpoints accept."""
 
     model: str = ""
     stream: bool = False
@@ -95,7 +95,7 @@ class Completion(Options):
 
 class Service:
     """
-    The model's texts, and the answers that are running.
+    The model's tokenizer and template, and the running answers.
 
     Args:
         folder: The model's tokenizer and its settings.
@@ -108,7 +108,7 @@ class Service:
         self.streams = streams
         self._tokenizer = tokenizer_in(folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        # A template comes with a model: it may not run whatever it likes.
+        # A template comes with a model, so it is sandboxed.
         sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = sandbox.from_string(settings.get("chat_template") or "")
         self._special = {name: settings.get(name, "") for name in ("bos_token", "eos_token")}
@@ -120,7 +120,7 @@ class Service:
         return body.request(self.token_ids(text))
 
     def token_ids(self, text: str) -> list[int]:
-        """Return the tokens of a text; half of a character, as JSON may have it, is a "?"."""
+        """Return the tokens of a text; a lone surrogate, which JSON allows, becomes "?"."""
         whole = text.encode(errors="replace").decode()
         return self._tokenizer.encode(whole, add_special_tokens=False).ids
 
@@ -187,7 +187,7 @@ async def service_of(http_request: Request) -> Service:
 
 
 async def refuse(http_request: Request, error: Exception) -> Response:
-    """Answer a request that failed before it had a stream."""
+    """Respond to a request that failed before its stream."""
     return error_response(error)
 
 
@@ -216,7 +216,7 @@ async def models(service: Served) -> dict[str, Any]:
 
 @app.post("/streams", status_code=201)
 async def begin(body: Chat, http_request: Request, service: Served) -> Response:
-    """Begin the answer to a chat, for a browser to read under the id that this returns."""
+    """Start the answer to a chat, for a browser to read under the returned id."""
     request, context = service.chat_request(body), context_of(http_request)
     async with await service.streams.start(request, context) as reader:
         id = reader.stream_id  # noqa: A001 - what the path calls it
@@ -225,13 +225,13 @@ async def begin(body: Chat, http_request: Request, service: Served) -> Response:
 
 @app.get("/streams/{id}")
 async def read(id: str, http_request: Request, service: Served) -> Response:
-    """Stream an answer from the event behind ``Last-Event-ID``, as a browser's ``EventSource`` asks."""
+    """Stream an answer after the ``Last-Event-ID`` that a browser's ``EventSource`` sends."""
     return respond(resume(service.streams, http_request, id), JsonItems())
 
 
 @app.delete("/streams/{id}", status_code=204)
 async def stop(id: str, service: Served) -> None:
-    """Stop an answer; its readers get what there is."""
+    """Stop an answer; its readers get the tokens so far."""
     await service.streams.stop(id)
 
 

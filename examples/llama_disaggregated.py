@@ -1,8 +1,8 @@
 """
-Prefill and decode apart, on llama.cpp: the KV cache of a prompt goes from one worker to the other.
+Disaggregated prefill and decode on llama.cpp, with a transfer of the KV cache.
 
-The prefill worker reads the prompt, and offers its KV cache on a TCP port. The decode worker fetches it
-and generates the answer. The prefill worker keeps a cache until its peer has confirmed it.
+The prefill worker reads the prompt and offers its KV cache on a TCP port. The decode worker fetches
+it and generates the answer. The prefill worker keeps a cache until its peer has confirmed it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DisaggregatedLlama(LlamaCppEngine):
         self._server: asyncio.Server | None = None
         self._fetches: dict[str, asyncio.Task[bytes]] = {}
         self.offers: dict[str, bytes] = {}
-        """In prefill mode, the caches that no peer has confirmed yet, by their names."""
+        """In prefill mode, the caches that no peer has confirmed yet, by name."""
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Load the model; a prefill worker also opens the port that serves caches."""
@@ -67,12 +67,12 @@ class DisaggregatedLlama(LlamaCppEngine):
         return super().generate(request, context)
 
     async def abort(self, context: RequestContext) -> None:
-        """Break a transfer off, which an abort after the first token does not come to (row A4)."""
+        """Interrupt a transfer; after the first token there is none (row A4)."""
         if context.id in self._fetches:
             self._fetches[context.id].cancel()
 
     async def is_quiescent(self) -> bool:
-        """Return whether no cache waits for its peer, so that a prefill worker may end."""
+        """Return whether no cache waits for its peer, so that a prefill worker may exit."""
         return not self.offers
 
     async def drain(self) -> None:
@@ -96,7 +96,7 @@ class DisaggregatedLlama(LlamaCppEngine):
         answer = self.answer_to(request)
         answer.limit, answer.keeps = 1, True
         async for chunk in self.stream(request, context, answer):
-            # With any other finish reason the answer is complete, and decode is not asked.
+            # With any other finish reason the answer is complete, and decode is not called.
             if chunk.finish_reason == FinishReason.LENGTH and answer.kept is not None:
                 chunk.disaggregated_params = self._offer(answer.kept)
             yield chunk
@@ -124,7 +124,7 @@ class DisaggregatedLlama(LlamaCppEngine):
         self, request: PreprocessedRequest, context: RequestContext, address: dict[str, Any]
     ) -> AsyncGenerator[LLMEngineOutput]:
         answer = self.answer_to(request)
-        # In a task, so that a dropped stream does not break it off.
+        # In a task, so that a dropped stream does not interrupt it.
         fetch = self._fetches[context.id] = asyncio.create_task(fetch_cache(**address))
         fetch.add_done_callback(lambda _: self._fetches.pop(context.id))
         await asyncio.wait([fetch])
@@ -141,8 +141,8 @@ async def fetch_cache(host: str, port: int, name: str) -> bytes:
     Fetch a cache from the prefill worker, and confirm it.
 
     Raises:
-        OSError: The worker does not answer.
-        asyncio.IncompleteReadError: It broke the transfer off.
+        OSError: The worker does not respond.
+        asyncio.IncompleteReadError: It interrupted the transfer.
         LookupError: It has no such cache.
     """
     reader, writer = await asyncio.open_connection(host, port)

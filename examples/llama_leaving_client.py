@@ -1,13 +1,13 @@
 """
-What the deferred abort is for: a client leaves while the KV cache of its prompt is on its way.
+The purpose of the deferred abort: a client disconnects during the transfer of its KV cache.
 
     python llama_leaving_client.py MODEL.gguf
     python llama_leaving_client.py MODEL.gguf --no-gate
 
-A prefill and a decode engine work in this process, over a link that stops in the middle of a cache. There
-the client leaves, and then the link goes on. With the gate the transfer is completed, and the answer
-is cancelled after its first token. Without it the transfer breaks off, and the prefill engine keeps the
-cache for a peer that never comes.
+A prefill and a decode engine run in this process, over a link that stops in the middle of a cache.
+Then the client disconnects, and the link continues. With the gate the transfer is completed, and
+the answer is cancelled after its first token. Without it the transfer is interrupted, and the
+prefill engine keeps the cache for a peer that never comes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _PIECE = 16 * 1024
 @dataclass
 class Scene:
     """
-    What is left when everything has come to rest.
+    The state after everything has ended.
 
     Attributes:
         finish_reason: How the client's stream ended.
-        tokens: How many tokens it brought.
+        tokens: How many tokens it had.
         orphaned: Bytes of KV cache that the prefill engine keeps.
-        quiescent: Whether the prefill engine may end.
+        quiescent: Whether the prefill engine may exit.
     """
 
     finish_reason: str
@@ -49,7 +49,7 @@ class Scene:
 
 @dataclass
 class Link:
-    """A TCP link that stops after the first piece of what comes back, until it is released."""
+    """A TCP link that stops after the first piece of the response, until it is released."""
 
     port: int
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +87,7 @@ async def _forward(
 
 
 async def play(model: str, *, gate: bool = True, prompt: list[int] | None = None) -> Scene:
-    """Let a client leave in the middle of a transfer; return what is left."""
+    """Disconnect a client in the middle of a transfer; return the final state."""
     request = PreprocessedRequest(
         token_ids=prompt or list(range(10, 210)),
         stop_conditions=StopConditions(max_tokens=20, ignore_eos=True),
@@ -112,7 +112,7 @@ async def play(model: str, *, gate: bool = True, prompt: list[int] | None = None
         )
         reading = asyncio.create_task(_read(stream))
         await link.stopped.wait()
-        stream.context.stop_generating()  # the client leaves
+        stream.context.stop_generating()  # the client disconnects
         await asyncio.wait([reading], timeout=0.5)
         link.released.set()
         reason, tokens = await reading
@@ -126,8 +126,10 @@ async def _read(stream: Any) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Play the scene and print what is left."""
-    parser = argparse.ArgumentParser(description="A client leaves in the middle of a transfer.")
+    """Run the scenario and print the final state."""
+    parser = argparse.ArgumentParser(
+        description="A client disconnects in the middle of a transfer."
+    )
     parser.add_argument("model", help="a GGUF file")
     parser.add_argument("--no-gate", action="store_true", help="abort at once")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Custom pipelines: the standard operators, and one more."""
+"""Custom pipelines: the standard operators and another one."""
 
 from operators import Drains, Pipeline, deferred_abort, drain_until_first_token, heartbeat
 from operators.authoring import SCOPE, Stage, operator
@@ -28,14 +28,14 @@ _beating = standard_pipeline.with_operators(heartbeat(1.0, Annotated(LLMEngineOu
 
 def beating(scope: RequestScope) -> Pipeline:
     """Send an empty chunk after each second of silence, so that every disconnect is noticed."""
-    # A decode request would be closed in mid-transfer by that.
+    # That would close a decode request in the middle of its transfer.
     return standard_pipeline if scope.mode.is_decode else _beating
 
 
 drains = Drains()
 
 draining = standard_pipeline.insert_after("deferred_abort", drain_until_first_token(drains=drains))
-"""A decode request whose client has left continues to its first token, and is aborted then."""
+"""A decode request whose client has disconnected continues to its first token, then is aborted."""
 
 ungated = standard_pipeline.replace("deferred_abort", deferred_abort(defer=False))
-"""Abort at once, also in decode mode; for `llama_leaving_client.py`, which shows what that does."""
+"""Abort at once, also in decode mode; for `llama_leaving_client.py`, which shows the effect."""

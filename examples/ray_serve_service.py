@@ -4,8 +4,8 @@ The FastAPI service of ``fastapi_service.py`` on Ray Serve.
     pip install 'rx-backend[web]' 'ray[serve]' fastapi jinja2
     serve run ray_serve_service:service
 
-A replica can hand out the rest of the answers that it has begun. With several replicas, give the
-service's ``ResumableStreams`` a source that they share (docs/jetstream.md).
+A replica can resume only its own answers. With several replicas, give the service's
+``ResumableStreams`` a source that they share (docs/jetstream.md).
 """
 
 from __future__ import annotations

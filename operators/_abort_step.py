@@ -1,4 +1,4 @@
-"""What becomes of a request's abort."""
+"""The steps of a request's abort."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ("AbortStep",)
 
 class AbortStep(Enum):
     """
-    What ``deferred_abort`` reports: first a request, then at most one of the others.
+    What ``deferred_abort`` reports: first ``REQUESTED``, then at most one of the others.
 
     Attributes:
         REQUESTED: The stop signal has come.
-        MADE: It was called at once.
-        MADE_DEFERRED: It was called, having waited for the first token.
-        SUPPRESSED: The stream ended before its first token, so it is not called.
+        MADE: The abort was called at once.
+        MADE_DEFERRED: The abort was called after waiting for the first token.
+        SUPPRESSED: The stream ended before its first token, so the abort is not called.
     """
 
     REQUESTED = "requested"

@@ -26,11 +26,11 @@ def annotate_errors(item: Callable[[A], B], error: Callable[[Exception], B]) -> 
 
     Args:
         item: Wraps one item; called for each, so let it be cheap (a class will do).
-        error: Makes the error item. It gets every ``Exception``; cancellation and the like are no
-            failures, and go their own way.
+        error: Makes the error item. It gets every ``Exception``; cancellations and the like are not
+            failures, and propagate.
 
     Phase: between the two: a pipeline's ``annotate``.
-    Errors: turned into an item; what *item* or *error* raise passes on.
+    Errors: turned into an item; what *item* or *error* raises propagates.
     On dispose: nothing.
 
     >>> import reactivex

@@ -25,10 +25,10 @@ def answers_of(answers: int | None, scope: StreamScope | None) -> int:
 
 class OpenAnswers:
     """
-    The answers of one stream, each with an end of its own (row E3).
+    The answers of one stream, each of which ends separately (row E3).
 
     Attributes:
-        ended: Those that have ended; what the engine still yields for them is to be dropped.
+        ended: Those that have ended; further chunks for them are to be dropped.
     """
 
     __slots__ = ("_count", "_has_cut", "ended")
@@ -45,17 +45,17 @@ class OpenAnswers:
 
     @property
     def left(self) -> list[int]:
-        """Those that have not ended; where engines number them in a way of their own, as many."""
+        """Those that have not ended; for unusual indexes of the engine, only as many."""
         left = [answer for answer in range(self._count) if answer not in self.ended]
         return left[: max(0, self._count - len(self.ended))]
 
     def end(self, answer: int, *, cut: bool = False) -> bool:
         """
-        Note that *answer* has ended: by the engine, or *cut* by the operator.
+        Record that *answer* has ended: by the engine, or *cut* by the operator.
 
         Returns:
-            Whether the stream is to end: the operator has cut an answer, so that the engine may
-            never come to its end, and all answers have ended.
+            Whether to end the stream: all answers have ended, and the operator has cut one, so that
+            the engine may never end by itself.
         """
         self.ended.add(answer)
         self._has_cut = self._has_cut or cut

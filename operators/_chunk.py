@@ -1,4 +1,4 @@
-"""The shape by which operators know a chunk."""
+"""The shape of a chunk, on which operators rely."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chunk(Protocol):
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """The tokens that this chunk brings; none in a handshake or a bare terminal."""
+        """The tokens of this chunk; none in a handshake or a bare terminal."""
         ...
 
     @property

@@ -28,7 +28,7 @@ class BufferOverflow(Exception):
 @dataclass(slots=True)
 class CoalesceCounts:
     """
-    What :func:`coalesce` did; one may serve any number of streams on one loop.
+    What :func:`coalesce` did; one instance may count any number of streams on one loop.
 
     Attributes:
         chunks_in: How many chunks of the source were handed out, alone or merged.
@@ -49,43 +49,44 @@ async def coalesce(
     counts: Annotated[CoalesceCounts, CHECKED] | None = None,
 ) -> AsyncGenerator[Any]:
     """
-    Merge the chunks that wait while the consumer lags; a consumer that keeps up gets them as they
-    are.
+    Merge the chunks that accumulate while the consumer lags; a consumer that keeps up gets them
+    unchanged.
 
-    While the consumer is away, the source is pulled ahead and what comes waits. When the consumer
-    is back it gets what waits as one chunk, or as few as :func:`merge_chunks` makes of it. Nothing
-    is ever held back, and the first token comes alone. Here the consumer is busy for five frames
-    after each item, and ``M`` has the tokens of ``b`` and ``c``::
+    While the consumer is busy, the source is pulled ahead into a buffer. When the consumer returns
+    it gets the buffered chunks as one, or as few as :func:`merge_chunks` can. Nothing is delayed,
+    and the first token is never merged. Here the consumer is busy for five frames after each item,
+    and ``M`` has the tokens of ``b`` and ``c``::
 
         source  -a-b-c-T|
         result  -a----M----(T|)
 
     When *max_chunks* chunks wait, the source is not pulled until the consumer has taken them: a
     slow client slows its own engine stream, and no token is lost. So row S4 holds for a consumer
-    that keeps up; for one that lags the source may be that much ahead. What stands in front may be
-    over while the consumer still reads, and then the request counts as completed (row P6a)::
+    that keeps up; for one that lags the source may be that far ahead. Operators before this one may
+    see the end while the consumer still reads, and then the request counts as completed (row P6a)::
 
         EngineAdapter(engine).with_operators(coalesce())
 
-    The engine's steps run in one context, but each in the consumer's task or in one that lives
-    while the consumer is away. So an engine must not hold what belongs to one task, such as
+    The engine's steps run in one context, but either in the consumer's task or in one that runs
+    while the consumer is busy. So an engine must not hold task-bound state, such as
     ``asyncio.timeout``, across its ``yield``.
 
     Args:
-        max_chunks: How many chunks may wait, 1 at least; 1 merges nothing.
-        overflow: What happens when no more may wait. ``wait``: the source is not pulled. ``fail``:
-            the source is closed, and behind what waits the stream fails with `BufferOverflow`.
-        counts: Where to count what happened.
+        max_chunks: How many chunks may wait, at least 1; 1 merges nothing.
+        overflow: What happens when the buffer is full. ``wait``: the source is not pulled.
+            ``fail``: the source is closed, and after the waiting chunks the stream fails with
+            `BufferOverflow`.
+        counts: Where to count the chunks.
 
     Raises:
         ValueError, TypeError: An argument is something else; when the operator is made.
 
-    Phase: anywhere; behind ``record_span``, so that operators in front see chunks as they come.
-    Errors: what was pulled before an error comes out first, then the error. Behind the mapping of
-        errors, as at the end of a pipeline, a `BufferOverflow` is raised as it is, and in front of it
-        becomes an error item (row O4).
-    On dispose: what waits is dropped, and the source is closed; a step that is under way ends in
-        the task that began it.
+    Phase: anywhere; after ``record_span``, so that earlier operators see chunks as they arrive.
+    Errors: chunks pulled before an error come out first, then the error. After ``annotate_errors``,
+        as at the end of a pipeline, a `BufferOverflow` is raised unchanged; before it, it becomes
+        an error item (row O4).
+    On dispose: waiting chunks are dropped, and the source is closed; a pull in progress ends in the
+        task that began it.
 
     >>> import asyncio
     >>> from operators import fuse
@@ -113,7 +114,7 @@ async def coalesce(
                 if ahead.has_pulled:
                     items, taken = await ahead.take(alone=not has_begun)
                 else:
-                    # The consumer keeps up: it pulls by itself.
+                    # The consumer keeps up, and pulls by itself.
                     items, taken = [await anext(source)], 1
             except StopAsyncIteration:
                 return
@@ -129,13 +130,13 @@ async def coalesce(
 
 class _Ahead:
     """
-    What waits for a consumer, and what pulls it while the consumer is away.
+    The chunks that wait for a consumer, and the pump that pulls them while the consumer is busy.
 
-    A consumer that is back within a turn of the loop pulls by itself. A step of the source that has
-    begun meanwhile is awaited by the consumer, never given up.
+    A consumer that returns within one loop iteration pulls by itself. A pull that has started
+    meanwhile is awaited by the consumer, never abandoned.
 
     Attributes:
-        is_away: Whether the consumer has left and is not back; to be cleared when it is.
+        is_away: Whether the consumer is busy with an item; to be cleared when it returns.
     """
 
     __slots__ = (
@@ -161,11 +162,11 @@ class _Ahead:
 
     @property
     def has_pulled(self) -> bool:
-        """Whether something waits or is under way, or the source has ended."""
+        """Whether an item waits, a pull is in progress, or the source has ended."""
         return self._pump.busy or bool(self._inbox.waiting) or self._inbox.is_closed
 
     def leave(self) -> None:
-        """Begin to pull ahead, unless the consumer is back soon."""
+        """Start to pull ahead, unless the consumer returns soon."""
         self.is_away = self._has_just_left = True
         if not self._is_watched and not self._inbox.is_closed:
             self._is_watched = True
@@ -173,7 +174,7 @@ class _Ahead:
 
     async def take(self, *, alone: bool) -> tuple[list[Any], int]:
         """
-        Take the first item, merged with others unless *alone*; return of how many it is made.
+        Take the first item, merged with others unless *alone*; return how many were merged.
 
         Raises:
             BaseException: What the source ended with, when nothing waits any more.
@@ -195,7 +196,7 @@ class _Ahead:
         self._pump.close()
 
     def _look(self) -> None:
-        """Look whether the consumer stays away: at most once in a turn."""
+        """Check whether the consumer is still busy: at most once per loop iteration."""
         self._is_watched = False
         if not self.is_away or self._inbox.is_closed:
             return
@@ -212,7 +213,7 @@ class _Ahead:
             self._pump.demand()
         elif self._fails:
             self._inbox.end(
-                BufferOverflow(f"coalesce: the consumer is too slow: {waiting} chunks wait for it")
+                BufferOverflow(f"coalesce: the consumer is too slow: {waiting} chunks are waiting")
             )
             self._pump.close()
 

@@ -15,15 +15,15 @@ C = TypeVar("C", bound=Chunk)
 
 def first_tokens(chunk: C, count: int) -> C:
     """
-    Return a copy of *chunk* with its first *count* tokens and what belongs to them.
+    Return a copy of *chunk* with its first *count* tokens and their data.
 
     ``tokens``, ``log_probs`` and ``top_logprobs`` are cut alike. ``cum_log_probs`` and ``text`` are
-    worked out from them, or None where that can't be done: they would tell of tokens that are gone.
-    All else stays, a finish reason too; an operator may change the copy.
+    recomputed from them, or None if that is not possible. Everything else stays, including the
+    finish reason; an operator may change the copy.
 
     Args:
-        chunk: The chunk; it is left as it is.
-        count: How many tokens; all where it has no more.
+        chunk: The chunk, which is not changed.
+        count: How many tokens; all if it has fewer.
 
     Raises:
         ValueError: *count* is negative.
@@ -42,12 +42,12 @@ def first_tokens(chunk: C, count: int) -> C:
 
 def part_of(chunk: C, start: int, end: int, text: str | None) -> C:
     """
-    Return a copy of *chunk* with its tokens from *start* to *end* and what belongs to them.
+    Return a copy of *chunk* with its tokens from *start* to *end* and their data.
 
     Args:
         chunk: The chunk.
-        start: The place of the first token.
-        end: The place behind the last.
+        start: The index of the first token.
+        end: The index after the last token.
         text: The text of the part; None for none.
     """
     part: Any = copy.copy(chunk)
@@ -67,8 +67,8 @@ def cut_last(chunk: C, tokens: int, kind: str, stop_reason: int | str | None = N
     """
     Return a copy of *chunk* with its first *tokens* tokens, as the terminal of its stream.
 
-    Its finish reason is that of the terminal which the chunk's class makes by a class method named
-    *kind*, or the text itself where the class has none.
+    Its finish reason is that of the terminal made by the chunk class's class method *kind*, or the
+    text itself if there is no such method.
 
     Args:
         chunk: A chunk; if it is a terminal, its own reason is replaced.

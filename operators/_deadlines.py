@@ -1,4 +1,4 @@
-"""Deadlines of a stream: for its first token, for the gaps after it, and for all of it."""
+"""Deadlines of a stream: for its first token, for later gaps, and for the whole stream."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class DeadlineExpired(TimeoutError):
 
     Args:
         seconds: How long the deadline was.
-        tokens: How many tokens had come.
+        tokens: How many tokens had arrived.
         retry: Whether the request may be tried again elsewhere.
 
     >>> str(IdleTimeout(2.5, tokens=7))
-    'nothing came for 2.5 s (idle_s), tokens so far: 7'
+    'no item for 2.5 s (idle_s), tokens so far: 7'
     """
 
     said: ClassVar[str] = "no end within {:g} s"
@@ -50,20 +50,20 @@ class FirstTokenTimeout(DeadlineExpired):
 
 
 class IdleTimeout(DeadlineExpired):
-    """After the first token, nothing came for ``idle_s``."""
+    """After the first token, no item came for ``idle_s``."""
 
-    said = "nothing came for {:g} s (idle_s)"
+    said = "no item for {:g} s (idle_s)"
 
 
 class TotalTimeout(DeadlineExpired):
-    """The stream was not through within ``total_s``."""
+    """The stream did not end within ``total_s``."""
 
-    said = "not through within {:g} s (total_s)"
+    said = "no end within {:g} s (total_s)"
 
 
 def _check(**given: object) -> None:
     if all(given.get(name) is None for name in ("first_token_s", "idle_s", "total_s")):
-        raise ValueError("deadlines: expected first_token_s, idle_s or total_s, got none of them")
+        raise ValueError("deadlines: expected first_token_s, idle_s or total_s, got none")
 
 
 @same_type
@@ -79,53 +79,51 @@ async def deadlines(
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[Any]:
     """
-    Fail a stream whose engine is silent for too long, or that takes too long altogether.
+    Fail a stream whose engine is silent for too long, or that takes too long in total.
 
     Items pass unchanged. Here ``idle_s`` is 3 seconds, which are frames::
 
         source  -h---a-b----c-|
         result  -h---a-b--#
 
-    ``first_token_s`` and ``idle_s`` count while the engine is waited for, so a slow consumer is not
-    taken for a silent engine; ``total_s`` counts always. All begin with the first pull. An item
-    that becomes ready in the very turn of the event loop in which a deadline passes is still handed
-    out.
+    ``first_token_s`` and ``idle_s`` run only while the engine is awaited, so a slow consumer is not
+    mistaken for a silent engine; ``total_s`` always runs. All start with the first pull. An item
+    that becomes ready in the same loop iteration in which a deadline expires is still handed out.
 
-    In front of the standard pipeline, a deadline that passes stops the request: the engine is asked
-    to abort as after any stop (rows A2 to A5), and the stream ends with an error item of kind
-    ``ResponseTimeout``. In decode mode no abort is made before the first token (row A5)::
+    At the start of the standard pipeline, a deadline that expires stops the request: the engine is
+    aborted as after any stop (rows A2 to A5), and the stream ends with an error item of kind
+    ``ResponseTimeout``. In decode mode there is no abort before the first token (row A5)::
 
         timed = deadlines(first_token_s=60, idle_s=10)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", timed))
 
-    A request costs at most its deadline of engine time: Dynamo's frontend answers it with status
-    504. With *retry* it moves the request to another worker, up to ``--migration-limit`` times (3
-    by default), and each grants the whole deadline anew: an engine that is merely overloaded gets
-    such a request four times. So set it only where a silent engine means a broken worker, such as
-    for ``idle_s`` alone. The official OpenAI client repeats a 504 twice unless it has
+    A request costs at most its deadline in engine time: Dynamo's frontend answers it with status
+    504. With *retry* the frontend moves the request to another worker, up to ``--migration-limit``
+    times (3 by default), and the full deadline applies again on each: merely overloaded engines
+    then get such a request four times. So set it only if a silent engine means a broken worker, for
+    example with ``idle_s`` alone. The official OpenAI client repeats a 504 twice unless it has
     ``max_retries=0``.
 
     Args:
-        first_token_s: How long the engine may be waited for until its first token, in seconds. Items
-            without content don't count as one.
-        idle_s: From the first token on, how long it may be waited for until its next item, which
-            need not have content.
-        total_s: How long the stream may last, the consumer's own time included. When it passes
-            while no pull is waiting, the engine is closed then, and the next pull fails.
-        retry: Whether another worker may take the request over when a deadline has passed.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
-            Nothing is waited for behind the terminal of the last one.
+        first_token_s: How long the engine may take to its first token, in seconds. Items without
+            content don't count as one.
+        idle_s: After the first token, how long it may take to each next item, which need not have
+            content.
+        total_s: How long the stream may last, including the consumer's own time. If it expires
+            while no pull is waiting, the engine is closed at once, and the next pull fails.
+        retry: Whether another worker may take over the request when a deadline has expired.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
+            After the last one's terminal no deadline applies.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: A deadline is no positive number, or none is given, or *answers* is no such number;
-            when the operator is made.
+        ValueError: No deadline is given, one is not positive, or *answers* is below 1; when the
+            operator is made.
 
-    Phase: anywhere; first of the chunks, where the time of the other operators does not count.
-    Errors: source errors pass unchanged. A deadline that passes closes the engine and fails the
-        stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`, once an engine that cleans
-        up is through with it: an error item, or behind the mapping of errors, as among the items,
-        raised as it is (row O4).
+    Phase: anywhere; first of the chunks, so that other operators' time does not count.
+    Errors: source errors pass unchanged. A deadline that expires closes the engine and, once that
+        has cleaned up, fails the stream with `FirstTokenTimeout`, `IdleTimeout` or `TotalTimeout`:
+        an error item, or, in the item phase, raised unchanged (row O4).
     On dispose: the timer is cancelled.
 
     >>> import asyncio
@@ -143,20 +141,20 @@ async def deadlines(
     ...         print(error)
     >>> run_virtual(main())
     [7]
-    nothing came for 5 s (idle_s), tokens so far: 1
+    no item for 5 s (idle_s), tokens so far: 1
     """
     expired: Exception | None = None
     tokens = 0
     open_answers = OpenAnswers(answers_of(answers, scope))
-    # What the engine is late for, and how long it may be waited for; since when it is, infinite for
-    # not at all.
+    # The deadline that applies and its length; since when the engine has been awaited, infinite if
+    # it is not.
     late, limit_s = FirstTokenTimeout, _limit(first_token_s)
     allowed_s, since = limit_s, math.inf
 
     def expire() -> None:
         nonlocal expired
         if open_answers.are_over or source.ended:
-            # Nothing is waited for any more but the source's release.
+            # Only the source's release is still pending.
             return
         is_total = since + allowed_s > timer.clock()
         kind, seconds = (TotalTimeout, _limit(total_s)) if is_total else (late, limit_s)
@@ -191,7 +189,7 @@ async def deadlines(
             raise expired
     finally:
         timer.cancel()
-        # This frame is in its traceback: holding it here would be a cycle.
+        # This frame is in its traceback, so keeping it here would be a cycle.
         expired = None
 
 

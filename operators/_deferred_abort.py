@@ -29,7 +29,7 @@ def abort_gate(
     """
     Emit once when both *stop* and *opened* have come, unless *closed* came first (row A8).
 
-    All three may be levels that replay to a late subscriber::
+    All three may be latched signals, which replay to a late subscriber::
 
         stop    --s------|
         opened  -----o---|
@@ -37,9 +37,9 @@ def abort_gate(
         result  -----(o|)
 
     Args:
-        stop: Asks for the abort.
+        stop: Requests the abort.
         opened: The abort is safe from here on.
-        closed: The abort is of no use from here on.
+        closed: The abort is useless from here on.
 
     >>> stop, opened, closed = Subject(), Subject(), Subject()
     >>> _ = abort_gate(stop, opened, closed).subscribe(lambda _: print("abort"))
@@ -51,11 +51,12 @@ def abort_gate(
     def subscribe(
         observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        # Levels replay while they are subscribed to; as subjects they come one after the other.
+        # Latched signals replay during subscription; through subjects they arrive one after the
+        # other.
         stopping: Subject[Any] = Subject()
         opening: Subject[Any] = Subject()
-        # Whichever of the two comes second passes. (`merge` would subscribe to them later when the
-        # gate is made within another subscription, and miss the signal that it is made for.)
+        # Whichever of the two comes second passes. (If the gate is made within another
+        # subscription, `merge` would subscribe later and miss the signal for which it is made.)
         second: Subject[Any] = Subject()
         gate = second.pipe(ops.take(1), ops.take_until(closed))
         return CompositeDisposable(
@@ -82,11 +83,11 @@ def deferred_abort(
     scope: StreamScope | None = None,
 ) -> Hooks[Any, Any]:
     """
-    Call *abort* once on a stop signal, held back until the first token (rows A2 to A6).
+    Call *abort* once on a stop signal, deferred until the first token (rows A2 to A6).
 
     An abort before the first token would orphan a prefill peer's KV transfer. The stream itself
-    continues: its chunks pass through unchanged, and after the first token they don't visit the
-    operator. ``h`` has no tokens::
+    continues: chunks pass through unchanged, and after the first token they bypass the operator.
+    ``h`` has no tokens::
 
         source  -h---a-b-|
         stop    --s------|
@@ -96,22 +97,22 @@ def deferred_abort(
     In a pipeline it takes all it needs from the scope of the stream.
 
     Args:
-        abort: Called at most once, when the signal has come and the first token too. It must not
-            raise, and should only start the work.
-        stop: Emits when the request is to be aborted; a level that replays will do.
-        notified: Emits when the first token is known to exist before a chunk shows it.
+        abort: Called at most once, after both the signal and the first token. It must not raise,
+            and should only start the work.
+        stop: Emits when the request is to be aborted; may be a latched signal.
+        notified: Emits when the first token is known to exist before its chunk arrives.
         defer: Whether to wait for the first token (row A3).
-        end_of_turn: Calls a function at the end of the event loop's turn. With it, a first token
-            that is notified in the turn of the drop still wins over the drop (row A5).
-        on_step: Called with what happens to the abort; must not raise.
+        end_of_turn: Calls a function at the end of the event loop's iteration. With it, a first
+            token that is notified in the same iteration as a drop still wins (row A5).
+        on_step: Called with each step of the abort; must not raise.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError: There is neither a scope nor *abort* and *stop*; when the operator starts.
+        TypeError: Without a scope, *abort* or *stop* is missing; when the operator starts.
 
-    Phase: chunks; a part of the standard pipeline, behind ``until_terminal``.
-    Errors: source errors pass unchanged; the abort is not made after one.
-    On dispose: an abort that still waits for the first token is not made.
+    Phase: chunks; part of the standard pipeline, after ``until_terminal``.
+    Errors: source errors pass unchanged; no abort is made after one.
+    On dispose: an abort that is still waiting for the first token is not made.
 
     >>> stop, chunks = Subject(), Subject()
     >>> gate = deferred_abort(lambda: print("abort"), stop=stop)
@@ -137,7 +138,7 @@ def deferred_abort(
 
 
 class _Parts(NamedTuple):
-    """What a gate works with."""
+    """What a gate needs of a scope, as separate values."""
 
     abort: Callable[[], None]
     abort_step: Callable[[AbortStep], None]
@@ -151,7 +152,7 @@ _FIRST_TOKEN = condition(HAS_CONTENT, once=True)
 
 
 class _Gate(Hooks[Any, Any]):
-    """One stream's gate, which opens at the first token, and listens for a stop: few streams get one."""
+    """One stream's gate, which opens at the first token; it only listens, as few streams are stopped."""
 
     __slots__ = (
         "_abort",
@@ -182,22 +183,22 @@ class _Gate(Hooks[Any, Any]):
         self._listening = stop.subscribe(self._arm)
 
     def step(self, chunk: C) -> C:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Open: the first token is here."""
+        """Open the gate at the first token."""
         self._is_open = True
         if self._abort is not None:
             self._abort.opened.on_next(True)
         return chunk
 
     def on_interrupt(self, interrupted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Note that a cancellation is on its way through the engine, or did not drop the stream."""
+        """Record that a cancellation passes through the engine, or did not drop the stream."""
         self._is_interrupted = interrupted
         if self._abort is not None:
             self._abort.interrupt(interrupted=interrupted)
 
     def on_end(self, _failure: Exception | None, dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Make no abort from here on."""
+        """Allow no abort from here on."""
         self._listening.dispose()
-        # It holds the gate: forgetting it here leaves no cycle for the collector.
+        # The subscription refers to the gate: deleting it here avoids a reference cycle.
         del self._listening
         if self._abort is not None:
             self._abort.end(dropped=dropped)
@@ -211,7 +212,7 @@ class _Gate(Hooks[Any, Any]):
 
 
 class _Waits(Enum):
-    """What an abort waits for, once the request was stopped."""
+    """What an abort waits for once the request is stopped."""
 
     FIRST_TOKEN = auto()
     CANCELLATION = auto()
@@ -220,10 +221,10 @@ class _Waits(Enum):
 
 class _Cancellation(Enum):
     """
-    What is known of a cancellation on its way through the engine.
+    What is known about a cancellation that passes through the engine.
 
-    It may be the consumer's, and then what the engine does in its clean-up opens nothing (row A5);
-    or one of the engine's own, which the stream survives.
+    If it is the consumer's, the engine's clean-up must not open the gate (row A5); if the engine
+    raised it itself, the stream survives it.
     """
 
     NONE = auto()
@@ -237,8 +238,8 @@ class _Abort:
     The abort of a request that was stopped: an Rx composition of the stop, the gate and the end.
 
     Args:
-        parts: What it works with.
-        notified: The first token is known to exist.
+        parts: The callbacks that it needs.
+        notified: Emits when the first token is known to exist.
 
     Attributes:
         opened: The abort is safe from here on.
@@ -277,11 +278,11 @@ class _Abort:
         self._step = AbortStep.MADE_DEFERRED
 
     def interrupt(self, *, interrupted: bool) -> None:
-        """Hold the abort back while a cancellation is on its way through the engine."""
+        """Hold the abort back while a cancellation passes through the engine."""
         if interrupted:
             self._cancellation = _Cancellation.OF_THIS_TURN
             if self._parts.end_of_turn is not None:
-                # Before the engine's clean-up begins, which may be in a task of the next turn.
+                # Before the engine's clean-up starts, perhaps in a task of the next iteration.
                 self._parts.end_of_turn(self._end_turn)
             return
         self._cancellation = _Cancellation.NONE
@@ -289,7 +290,7 @@ class _Abort:
             self._fire(True)
 
     def end(self, *, dropped: bool) -> None:
-        """Make no abort from here on; a first token of this turn still wins over a drop."""
+        """Allow no abort from here on; a first token in this iteration still wins over a drop."""
         end_of_turn = self._parts.end_of_turn
         if not dropped or end_of_turn is None:
             self._close()
@@ -299,18 +300,18 @@ class _Abort:
             try:
                 end_of_turn(self._close_behind_turn)
             except RuntimeError:
-                # The event loop is closed, so there is no turn left to wait for.
+                # The event loop is closed: there is no further iteration.
                 self._close()
 
     def _end_turn(self) -> None:
-        """Note that the turn in which a cancellation came is over."""
+        """Record that the iteration in which a cancellation came is over."""
         if self._cancellation is _Cancellation.DROPPED_THE_STREAM:
             self._close_behind_turn()
         elif self._cancellation is _Cancellation.OF_THIS_TURN:
             self._cancellation = _Cancellation.OF_AN_EARLIER_TURN
 
     def _close_behind_turn(self) -> None:
-        """Close, unless the first token was announced in this turn, from any thread."""
+        """Close, unless the first token was notified in this iteration, from any thread."""
         if self._notified is not None:
             self._notified.subscribe(self.opened.on_next).dispose()
         self._close()

@@ -15,12 +15,12 @@ __all__ = ("Detokenizer", "detokenize")
 
 
 _MOST_HELD: Final = 32
-# In bytes of UTF-8, of which a token has one at least.
+# In bytes of UTF-8; a token has at least one.
 _LONGEST_CHARACTER: Final = 4
 
 
 class Detokenizer(Protocol):
-    """What is needed of a ``tokenizers.Tokenizer``."""
+    """The part of ``tokenizers.Tokenizer`` that is used."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of *ids*."""
@@ -31,7 +31,7 @@ def _check(tokenizer: object, **_: object) -> None:
     kind = type(tokenizer)
     if kind.__module__.partition(".")[0] != "tokenizers" or not hasattr(kind, "id_to_token"):
         raise TypeError(
-            f"detokenize: tokenizer: expected a tokenizers.Tokenizer, got {tokenizer!r}; that of "
+            f"detokenize: tokenizer: expected a tokenizers.Tokenizer, got {tokenizer!r}; one of "
             "transformers has one as `backend_tokenizer`"
         )
 
@@ -40,31 +40,30 @@ def _check(tokenizer: object, **_: object) -> None:
 @callbacks(takes="chunks", check=_check)
 def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> Stage[Any, Any]:
     """
-    Fill in the text of chunks that have token ids only.
+    Fill in the text of chunks that have only token ids.
 
-    Each answer (``index``) is decoded by itself and incrementally, so that the texts of its chunks
-    make up the text of all its tokens. A character that several tokens make up comes with the last
-    of them; bytes that are none come with the next one, or when there are many of them, and what is
-    incomplete at the answer's terminal comes there, each as U+FFFD. Where ``q`` and ``r`` have a token
-    of one byte each, which together are the character ``é``::
+    Each answer (``index``) is decoded separately and incrementally, so that the texts of its chunks
+    add up to the text of all its tokens. A character made of several tokens comes with the last of
+    them. Invalid bytes come with the next character, or once there are many of them, and an
+    incomplete character comes with the answer's terminal, each as U+FFFD. Here ``q`` and ``r`` each
+    have a one-byte token, which together are the character ``é``::
 
         source  -q-r-|
         result  -Q-R-|
         text    ---é
 
-    A chunk with tokens has a text then, which may be empty, and the text of each token in
-    ``tokens``; so :func:`stop_on_text` behind this cuts between tokens. A chunk that has a text
-    already, or whose class has no field for it, passes unchanged, and so does one without tokens.
+    A chunk with tokens then has a text, which may be empty, and the text of each token in
+    ``tokens``, so that a later :func:`stop_on_text` cuts between tokens. A chunk that already has a
+    text, or whose class has no field for it, passes unchanged, and so does one without tokens.
 
     Args:
-        tokenizer: The model's, a ``tokenizers.Tokenizer``; streams may share it.
-        skip_special_tokens: Whether special tokens, such as the one that ends an answer, have no
-            text.
+        tokenizer: The model's ``tokenizers.Tokenizer``; streams may share it.
+        skip_special_tokens: Whether to leave out the text of special tokens, such as the end token.
 
     Raises:
         TypeError: *tokenizer* is something else; when the operator is made.
 
-    Phase: chunks; in front of what looks at their text.
+    Phase: chunks; before operators that read their text.
     Errors: source errors pass unchanged; bytes of an incomplete character are dropped.
     On dispose: nothing.
 
@@ -106,7 +105,7 @@ class _Answer:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._step = _decoder(skip_special_tokens)
-        # The tokens whose text has not come out.
+        # The tokens whose text has not been returned.
         self._held: list[int] = []
 
     def text_of(self, token_id: int) -> str:
@@ -115,8 +114,8 @@ class _Answer:
         try:
             text = self._step(self._tokenizer, token_id)
         except Exception:
-            # With byte tokens, one that is no character makes those before it none either; their
-            # text is out, and the decoder has lost its place.
+            # An invalid byte token invalidates the byte tokens before it, whose text was returned
+            # already, and the decoder has lost its place.
             text = self._tokenizer.decode(self._held, self._skip)
             self._step = _decoder(self._skip)
             self._step(self._tokenizer, token_id)
@@ -127,9 +126,9 @@ class _Answer:
 
     def _surplus(self) -> str:
         """
-        Return the text of what is held, without the character at its end that may be incomplete.
+        Return the text of the held tokens, except a last character that may be incomplete.
 
-        Each token costs as much as all that are held.
+        The cost is quadratic in the number of held tokens.
         """
         whole = self._tokenizer.decode(self._held, self._skip)
         for kept in range(1, _LONGEST_CHARACTER):
@@ -142,7 +141,7 @@ class _Answer:
         return ""
 
     def rest(self) -> str:
-        """Return the text of what is incomplete, at the end of the answer."""
+        """Return the text of the incomplete rest, at the end of the answer."""
         held = self._tokenizer.decode(self._held, self._skip) if self._held else ""
         self._held.clear()
         return held

@@ -1,4 +1,4 @@
-"""Drain a stream that is dropped early up to its first token, then abort it."""
+"""Drain a stream that is dropped early until its first token, then abort it."""
 
 from __future__ import annotations
 
@@ -36,48 +36,47 @@ def drain_until_first_token(
     scope: StreamScope | None = None,
 ) -> AsyncIterator[Any]:
     """
-    Drain a stream that is dropped before its first token up to that token, then abort and close it.
+    Drain a stream dropped before its first token until that token, then abort and close it.
 
     For a ``decode`` worker: a prefill peer holds the request's KV blocks until their transfer is
-    through, of which the first token is the sign. A consumer that leaves earlier must neither stop
-    the transfer nor leave the engine running. ``!`` in the result is the drop; ``h`` has no
-    tokens::
+    complete, which the first token shows. A consumer that leaves earlier must neither stop the
+    transfer nor leave the engine running. ``!`` in the result is the drop; ``h`` has no tokens::
 
         source  -h---a-b-|
         result  -h-!
         abort   -----!
 
     After the drop the engine continues in a task that *drains* owns, until its first token, its
-    end, or the time limit. Unless it has ended, *abort* is called then, the engine has a moment to
-    end by itself, and is closed. A stream that is dropped after its first token is closed at once;
-    one that was never pulled is drained, since the peer waits for it too. Operators in front see
-    the chunks that come after the drop, those behind see the drop.
+    end, or the time limit. Unless it has ended, *abort* is then called, and the engine is closed
+    after a grace period to end by itself. A stream that is dropped after its first token is closed
+    at once; one that was never pulled is drained, since the peer waits for it too. Earlier
+    operators see the chunks that come after the drop, later ones see the drop.
 
-    In the standard pipeline it stands behind ``deferred_abort``, which turns its stop into the one
-    ``engine.abort``; the request's span says ``Dropped``. Outside of decode mode it does nothing::
+    In the standard pipeline it comes after ``deferred_abort``, which turns its stop into the one
+    ``engine.abort``; the request's span says ``Dropped``. Outside decode mode it does nothing::
 
         drains = Drains()  # one for the worker
         drain = drain_until_first_token(drains=drains)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_after("deferred_abort", drain))
 
-    Up to the first token the engine is pulled by a task of the stream's own, when the consumer
-    pulls (row S4), and from there by the consumer's. So an engine should not hold a scope of its
-    task (``asyncio.timeout``, a cancel scope of anyio) across the ``yield`` of its first token.
+    Until the first token the stream's own task pulls the engine, when the consumer pulls (row S4);
+    after it, the consumer's. So an engine should not hold a task-bound scope (``asyncio.timeout``,
+    an anyio cancel scope) across the ``yield`` of its first token.
 
     Args:
-        abort: Asks the engine to stop; called at most once. It should only start the work. In a
-            pipeline, by default, it stops the request.
-        drains: Owns and bounds the drains.
-        notified: Emits when the first token is known to exist before a chunk shows it; by default
-            what the scope says.
+        abort: Asks the engine to stop; called at most once. It should only start the work. By
+            default, in a pipeline, it stops the request.
+        drains: Owns and limits the drains.
+        notified: Emits when the first token is known to exist before its chunk arrives; by default
+            from the scope.
         label: Names the stream in the log; by default the request's id.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError: *abort* can't be called, or *drains* is something else; or, when the stream starts,
-            there is neither an *abort* nor a scope.
+        TypeError: *abort* is not callable, or *drains* is not a `Drains`; or, when the stream
+            starts, there is neither *abort* nor a scope.
 
-    Phase: anywhere; among the chunks, right behind ``deferred_abort``.
+    Phase: anywhere; among the chunks, right after ``deferred_abort``.
     Errors: source errors pass unchanged; after the drop they end the drain quietly. What *abort*
         raises is logged.
     On dispose: see above.
@@ -108,7 +107,7 @@ def drain_until_first_token(
     """
     if scope is not None:
         if scope.first_token is None:
-            # Nobody waits for a transfer.
+            # There is no transfer to protect.
             return source
         abort = abort or scope.stop
         notified = notified or scope.first_token
@@ -120,9 +119,9 @@ def drain_until_first_token(
 
 class _UntilFirstToken(AsyncIterator[Any]):
     """
-    One stream: pulled by a task of its own up to its first token, and directly from there on.
+    One stream: pulled in its own task until its first token, and directly after that.
 
-    It is no generator, because one that was never pulled would not learn of the drop.
+    It is not a generator, because a generator that was never started would not see the drop.
     """
 
     __slots__ = (
@@ -156,7 +155,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._label = label
         self._inbox: Mailbox[Any] = Mailbox()
         self._pump = Pump(source, self._take, self._end)
-        # Whether the first token is waited for no more, and whether that took too long.
+        # Whether the wait for the first token is over, and whether it timed out.
         self._is_settled = False
         self._is_late = False
         # Whether it is drained after a drop.
@@ -172,7 +171,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         return await self._inbox.get()
 
     def _take(self, item: Any) -> None:
-        """Take an item in the task: for the consumer, or discard it after the drop."""
+        """Take an item in the task: for the consumer, or to discard it after the drop."""
         if self._is_draining:
             if is_terminal(item):
                 self._source.close()
@@ -186,7 +185,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._inbox.put(item)
 
     def _settle(self) -> None:
-        """Wait for no first token from here on."""
+        """Stop waiting for the first token."""
         self._is_settled = True
         self._drains.release(self)
         if self._timer is not None:
@@ -200,7 +199,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         if not self._is_draining:
             return
         task = current_task()
-        # A cancellation is the event loop's own end.
+        # A cancellation means that the event loop shuts down.
         if self._is_late or (task is not None and task.cancelling() > 0):
             self._drains.timed_out += 1
         else:
@@ -211,7 +210,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             )
 
     def close(self) -> None:
-        """End the stream; drain a dropped one where that is of use."""
+        """End the stream; drain it first where that is useful."""
         if self._is_draining:
             return
         is_running = self._source.event_loop.is_running()
@@ -231,7 +230,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         if self._notified is not None:
 
             def abort_soon(_: object) -> None:
-                # The engine may tell of it in a step of its own; let that end first.
+                # The engine may notify within one of its steps; let that finish first.
                 loop.call_soon_threadsafe(self._abort_now)
 
             self._notice = self._notified.subscribe(abort_soon)
@@ -240,7 +239,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._drains.own(self._pump.task, self._cut_off)
 
     def _abort_now(self) -> None:
-        """Abort, once: there is nothing to wait for any more. The engine may end by itself."""
+        """Abort, once; the engine then has the grace period to end by itself."""
         if self._is_settled:
             return
         self._settle()
@@ -264,7 +263,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._abort_now()
 
     def _cut_off(self) -> None:
-        """Close it now, although it is being drained."""
+        """Close the stream now, although it is being drained."""
         self._is_late |= not self._is_settled
         self._abort_now()
         self._source.close()

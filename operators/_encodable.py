@@ -1,4 +1,4 @@
-"""Text that can be encoded: a lone surrogate would fail the export or the scrape it is part of."""
+"""Text that can be encoded: a lone surrogate would make a whole export or scrape fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encodable(text: str) -> str:
     """
     if text.isascii():
         return text
-    # Two surrogates that are a pair become their character.
+    # A pair of surrogates becomes its character.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

@@ -40,7 +40,7 @@ async def enforce_cancellation(
     scope: StreamScope | None = None,
 ) -> AsyncGenerator[A | StageResult]:
     """
-    End a stream with a terminal of our making when its engine does not end it after a stop.
+    End a stream with our own terminal when its engine does not end it after a stop.
 
     An engine that has not ended *grace_s* after a stop (row E4) is closed, whether it is silent or
     keeps sending chunks, and whether the consumer pulls or not; then ``T`` is the last item, or the
@@ -50,30 +50,30 @@ async def enforce_cancellation(
         stop    -----s
         result  -a-b---c(T|)
 
-    The engine's own end stands when it comes in time; no timer is set before a stop. The grace
-    counts from the stop, or from the first pull where that comes later. An item that becomes ready
-    in the very turn of the event loop in which the grace is over is still handed out. It belongs in
-    front of the standard pipeline, which has the engine abort at the stop itself::
+    The engine's own end counts if it comes in time; no timer is set before a stop. The grace period
+    starts at the stop, or at the first pull if that is later. An item that becomes ready in the
+    same loop iteration in which the grace period ends is still handed out. It belongs at the start
+    of the standard pipeline, which aborts the engine at the stop itself::
 
         enforced = enforce_cancellation(5.0, LLMEngineOutput.cancelled)
         EngineAdapter(engine, pipeline=standard_pipeline.insert_before("validate_chunks", enforced))
 
-    In decode mode an engine must not be cut off before its first token either (row A4). There, let
-    the grace begin when both have come: ``stop=abort_gate(scope.stopped, scope.first_token,
-    reactivex.never())``.
+    In decode mode an engine must not be cut off before its first token (row A4). There, start the
+    grace period after both:
+    ``stop=abort_gate(scope.stopped, scope.first_token, reactivex.never())``.
 
     Args:
-        grace_s: How long the engine may continue after the stop, in seconds, 0 or more.
+        grace_s: How long the engine may continue after the stop, in seconds, at least 0.
         terminal: Makes the last item of an answer; from the second answer on it gets its ``index``.
-        stop: Emits when the request is stopped. A level that replays, because the operator
-            listens from the first pull on.
-        kill: Emits when it is to be cut off without any grace.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        stop: Emits when the request is stopped. It must replay, because the operator subscribes at
+            the first pull.
+        kill: Emits when the engine is to be cut off at once.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline. Its signals are the defaults.
 
     Raises:
-        ValueError: *grace_s* or *answers* is no such number; when the operator is made.
-        TypeError: *terminal*, *stop* or *kill* is something else; when the operator is made.
+        ValueError: *grace_s* or *answers* is out of range; when the operator is made.
+        TypeError: *terminal*, *stop* or *kill* has the wrong type; when the operator is made.
 
     Phase: anywhere; first of the chunks, where it sees the engine's own end.
     Errors: source errors pass unchanged; those of an engine that is being cut off are dropped. What
@@ -107,14 +107,14 @@ async def enforce_cancellation(
 
     def cut() -> None:
         nonlocal is_cut
-        # An engine that has ended by itself is only waited for until it is released.
+        # An engine that has ended by itself is only being released.
         if not open_answers.are_over and not source.ended:
             is_cut = True
             source.close()
 
     def cut_in(seconds: float) -> None:
         due = timer.clock() + seconds
-        # A later signal does not prolong what an earlier one gave.
+        # A later signal does not extend an earlier deadline.
         if due < timer.due:
             timer.set(due)
 
@@ -122,7 +122,7 @@ async def enforce_cancellation(
     signals = [stop.subscribe(lambda _: cut_in(grace_s)), kill.subscribe(lambda _: cut_in(0.0))]
     try:
         async for item in source:
-            # Where neither engine nor consumer ever waits, no timer fires.
+            # If neither engine nor consumer ever waits, no timer fires.
             is_over = timer.due < math.inf and timer.due <= timer.clock()
             if is_terminal(item):
                 open_answers.end(answer_in(item))
@@ -138,7 +138,7 @@ async def enforce_cancellation(
 
 
 def _of_answer(item: Any, answer: int) -> Any:
-    """Give a terminal the index of its answer; that of the first one needs none."""
+    """Set the index of a terminal's answer; the first answer's needs none."""
     if not answer:
         return item
     own = own_copy(item)
@@ -149,7 +149,7 @@ def _of_answer(item: Any, answer: int) -> Any:
 def _signals(
     stop: Observable[Any] | None, kill: Observable[Any] | None, scope: StreamScope | None
 ) -> tuple[Observable[Any], Observable[Any]]:
-    """Return the signals that were given, else those of the scope."""
+    """Return the given signals, else those of the scope."""
     if scope is not None:
         stop, kill = stop or scope.stopped, kill or scope.killed
     if stop is None:

@@ -20,8 +20,8 @@ def first_token(on_first: Callable[[Any], object]) -> Callbacks[Any, Any]:
     Call *on_first* with the first token's chunk; pass every chunk through unchanged (row F1).
 
     The first token is the first chunk with content: non-empty ``token_ids`` or, from engines that
-    have no ids, non-empty ``text`` or ``content_parts``. Handshake chunks before it count for
-    nothing. Later chunks don't visit the operator. ``h`` is a handshake::
+    have no ids, non-empty ``text`` or ``content_parts``. Earlier handshake chunks are ignored.
+    Later chunks bypass the operator. ``h`` is a handshake::
 
         source  -h-a-b-|
         result  -h-a-b-|
@@ -30,9 +30,9 @@ def first_token(on_first: Callable[[Any], object]) -> Callbacks[Any, Any]:
     Args:
         on_first: Called once per subscription, before the chunk goes downstream.
 
-    Phase: chunks; where the first token is to be seen.
-    Errors: source errors pass unchanged; if *on_first* raises, the stream fails with that.
-    On dispose: nothing is called when no token came.
+    Phase: chunks; wherever the first token is to be observed.
+    Errors: source errors pass unchanged; an exception of *on_first* fails the stream.
+    On dispose: nothing; without a token *on_first* is not called.
 
     >>> import reactivex
     >>> from rx_backend import LLMEngineOutput

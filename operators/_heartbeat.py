@@ -23,41 +23,41 @@ async def heartbeat(
     source: FusedRun[A], interval_s: Seconds, item: B | Callable[[], B]
 ) -> AsyncGenerator[A | B]:
     """
-    Hand out *item* whenever the consumer has waited for *interval_s* and nothing came.
+    Emit *item* each time the consumer has waited *interval_s* without receiving anything.
 
-    The engine is not disturbed: its step continues, and its items come out next, in order. Nothing
-    comes in after the last item. With an interval of 2 seconds, which are frames::
+    The engine is not disturbed: its step continues, and its items follow in order. There is no
+    heartbeat after the last item. With an interval of 2 seconds, which are frames::
 
         source  -a-----b-c-|
         result  -a-p-p-b-c-|
 
-    The engine is pulled only when the consumer pulls, once for each of its items (row S4). While
-    the consumer is away nothing piles up: it gets a heartbeat only for waiting itself.
+    The engine is pulled only when the consumer pulls, once for each item (row S4). While the
+    consumer is busy nothing accumulates: only its own waiting produces heartbeats.
 
-    It belongs at the end of the pipeline, where items are annotated, when a server of your own
-    writes the stream::
+    If your own server writes the stream, put it at the end of the pipeline, where items are
+    annotated::
 
         adapter.with_operators(heartbeat(15.0, Annotated(comment=["ping"])))
 
-    Behind Dynamo's frontend (1.6) it keeps no client's connection alive: a comment that comes alone
-    is dropped, one with the name of an event makes OpenAI's clients fail, and of chunks without
-    content the first is sent at most. Let the frontend send keep-alive lines by itself, with
+    Behind Dynamo's frontend (1.6) it does not keep a client's connection alive: a comment on its
+    own is dropped, a comment with an event name makes OpenAI's clients fail, and of chunks without
+    content at most the first is sent. Have the frontend send keep-alive comments itself, with
     ``DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS=15000`` in its environment.
 
-    The engine's steps run in one task of the stream's own, because a step that is under way can't
-    change its task. So each chunk costs two switches of tasks: this is for streams that a client is
-    connected to, not for those between workers.
+    The engine's steps run in the stream's own task, because a step in progress can't move to
+    another task. So each chunk costs two task switches: use it for streams to clients, not between
+    workers.
 
     Args:
         interval_s: How long the consumer waits before each heartbeat, in seconds.
-        item: What to hand out, or a function that makes it.
+        item: What to emit, or a function that makes it.
 
     Raises:
-        ValueError: *interval_s* is no positive number; when the operator is made.
+        ValueError: *interval_s* is not a positive number; when the operator is made.
 
-    Phase: anywhere; last of the items, as it adds one of its own.
+    Phase: anywhere; last of the items, because it adds its own.
     Errors: source errors pass unchanged; what *item* raises fails the stream.
-    On dispose: a step that is under way is cancelled, and the engine closed.
+    On dispose: a pull in progress is cancelled, and the engine is closed.
 
     >>> import asyncio
     >>> from operators import fuse

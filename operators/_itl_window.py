@@ -26,24 +26,24 @@ def itl_window(
     on_end: Callable[[TokenTimes], None] | None = None,
 ) -> Hooks[Any, Any]:
     """
-    Note when each chunk with content came; pass every chunk through unchanged (rows F1, F3, F5).
+    Record when each chunk with content arrives; pass every chunk through unchanged (rows F1, F3,
+    F5).
 
-    Content are token ids or, from engines without ids, text or other parts. The finish reason
-    of each answer's terminal is noted too, and its usage. One clock read per chunk with content;
-    the figures are worked out when they are asked for. One frame is one second, ``h`` is a
-    handshake::
+    Content means token ids or, from engines without ids, text or other parts. The finish reason and
+    usage of each answer's terminal are recorded too. A chunk with content costs one clock read;
+    figures are computed on demand. One frame is one second, ``h`` is a handshake::
 
         source  -h-a--b-c-|
         result  -h-a--b-c-|
         gaps    ------3000.0, 2000.0
 
     Args:
-        times: Where to note it; one record per request, which others may read at any moment.
-        on_end: Called with the record when the stream ends, whichever way, dropped ones included.
+        times: The record, one per request; it may be read at any time.
+        on_end: Called with the record when the stream ends, including drops.
 
-    Phase: chunks; in front of what reads *times*.
+    Phase: chunks; before operators that read *times*.
     Errors: source errors pass unchanged.
-    On dispose: *on_end* is called with what was noted so far.
+    On dispose: *on_end* is called with what was recorded so far.
 
     >>> import reactivex
     >>> from rx_backend import LLMEngineOutput
@@ -59,12 +59,12 @@ def itl_window(
 
 class TokenRecorder(Hooks[C, C]):
     """
-    The body that records when tokens come, or how many.
+    The body that records when tokens arrive, or how many.
 
     Args:
         times: The record.
-        timed: Whether to note times, for which it reads the clock.
-        counted: Whether to count tokens where no times are noted.
+        timed: Whether to record times, which reads the clock.
+        counted: Whether to count tokens if no times are recorded.
     """
 
     __slots__ = ("step", "values", "visit")
@@ -84,7 +84,7 @@ class TokenRecorder(Hooks[C, C]):
             self.step, self.visit, self.values = times.look_at_terminal, _TERMINALS, ()
 
 
-# Notes or counts a chunk of one token in passing; any other chunk, and a terminal, is looked at.
+# The condition itself records or counts a chunk of one token; other chunks, and terminals, visit.
 _NOT_NOTED = condition(
     f"len(item.token_ids) != 1 or note(clock()) or {IS_TERMINAL}", ("note", "clock")
 )
@@ -93,7 +93,7 @@ _TERMINALS = condition(IS_TERMINAL)
 
 
 class _Window(TokenRecorder[C]):
-    """Fills a record, and hands it over at the end."""
+    """Fills a record, and passes it to a function at the end."""
 
     __slots__ = ("_on_end", "_times")
 
@@ -105,7 +105,7 @@ class _Window(TokenRecorder[C]):
         self._on_end = on_end
 
     def on_end(self, _failure: Exception | None, _dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Hand the record over."""
+        """Pass on the record."""
         if self._on_end is not None:
             self._on_end(self._times)
 
@@ -125,22 +125,22 @@ def sliding_itl(
     """
     Turn chunks into live inter-token-latency figures over a sliding window (rows F3, F4).
 
-    One :class:`LatencyFigures` for each chunk with content but the first. One frame is one second,
-    ``S`` are the figures over the last gaps::
+    Emits a :class:`LatencyFigures` for each chunk with content except the first. One frame is one
+    second, ``S`` are the figures of the last gaps::
 
         source  -a--b-c-|
         result  ----S-S-|
 
     Args:
         count: Size of the window in gaps.
-        window_s: Size of the window in seconds: gaps that ended within it. With both, a gap leaves
-            the window by whichever is reached first.
+        window_s: Size of the window in seconds: gaps that ended within it. With both, whichever
+            limit is reached first removes a gap.
         clock: Monotonic clock, in seconds.
 
     Raises:
         ValueError: Neither size is given, or one is not positive; when the operator is made.
 
-    Phase: chunks; last of them, as it turns them into figures.
+    Phase: chunks; last, because it turns them into figures.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 

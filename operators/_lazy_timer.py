@@ -1,4 +1,4 @@
-"""A timer whose time moves with every chunk, at the cost of a few assignments."""
+"""A timer that can be moved with every chunk, at the cost of a few assignments."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ("LazyTimer",)
 
 class LazyTimer:
     """
-    One timer for a time that moves: to move it later costs nothing, to move it earlier a new timer.
+    One timer for a moving time: moving it later costs nothing, moving it earlier a new timer.
 
-    When the loop's timer fires and the time has moved on, it is set again; else, at the end of the
-    turn after next, *call* is called. What became ready in the same turn as the timer, a chunk
-    for instance, has gone its way by then and may have moved the time.
+    When the loop's timer fires and the time has moved on, it is set again; otherwise *call* is
+    called at the end of the next loop iteration but one. By then anything that became ready in the
+    same iteration as the timer, such as a chunk, has been processed and may have moved the time.
 
     Args:
-        call: Called when the time has come, at most once for each time that was set.
-        context: The context to call in; by default a copy of that in which the time was set.
+        call: Called when the time is reached, at most once for each time that was set.
+        context: The context to call in; by default a copy of the one in which the time was set.
 
     Attributes:
         clock: The clock for times on the loop, in seconds.
@@ -44,28 +44,28 @@ class LazyTimer:
         self.due = math.inf
 
     def set(self, due: float) -> None:
-        """Move the time, to an earlier one too."""
+        """Move the time, in either direction."""
         self.due = due
         if due < self._at:
             if self._handle is not None:
                 self._handle.cancel()
             self._at = due
-            # A timer that is pending keeps no stream alive that is lost.
+            # A pending timer must not keep an abandoned stream alive.
             call = weakly(self._end_turn)
             self._handle = self._loop.call_at(due, call, context=self._context)
 
     def cancel(self) -> None:
-        """Call nothing any more, whatever is set: for the end of a stream."""
+        """Cancel for good: for the end of a stream."""
         self.due, self._at = math.inf, -math.inf
-        # It may belong to what this timer belongs to: holding it on would be a cycle.
+        # Its owner may also own this timer: keeping it would be a cycle.
         self._call = _nothing
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
     def _end_turn(self) -> None:
-        """Wait for what became ready in this turn."""
-        # What a step waits for is noticed in this turn, and the step resumes in the next.
+        """Wait for everything that became ready in this iteration."""
+        # A future completes in this iteration, and the step that awaits it resumes in the next.
         self._handle = self._loop.call_soon(self._wait_a_turn, context=self._context)
 
     def _wait_a_turn(self) -> None:

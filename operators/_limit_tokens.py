@@ -1,4 +1,4 @@
-"""End an answer after so many tokens."""
+"""End an answer after a number of tokens."""
 
 from __future__ import annotations
 
@@ -31,32 +31,31 @@ def limit_tokens(
     """
     End an answer after *limit* tokens, with finish reason ``length`` (rows E3, S2, S8).
 
-    Token ids are counted, not chunks, by answer (``index``). The chunk that reaches the limit is
+    Token ids are counted, not chunks, per answer (``index``). The chunk that reaches the limit is
     the answer's last; when all answers have ended, the engine is closed and not pulled again. It
-    comes out as a copy with the finish reason, and where it goes beyond the limit without the
-    tokens that do, their log probabilities and their text. With a limit of 2, ``B`` is ``b`` with
-    the finish reason::
+    comes out as a copy with the finish reason, without any tokens beyond the limit, their log
+    probabilities and their text. With a limit of 2, ``B`` is ``b`` with the finish reason::
 
         source  -a-b-c-|
         result  -a-(B|)
 
-    A terminal of the engine within the limit passes as it is, also when it reaches the limit; one
-    that goes beyond gets the finish reason ``length``. Its ``completion_usage`` stays what the
-    engine says. What the engine still has for an answer that has ended is dropped. Text without
-    token ids is not limited, of which the log has a warning, once in a process.
+    The engine's own terminal passes unchanged if it does not exceed the limit; otherwise it gets
+    the finish reason ``length``. Its ``completion_usage`` is not changed. Further chunks of an
+    answer that has ended are dropped. Text without token ids is not limited; a warning is logged
+    once per process.
 
     Args:
-        limit: How many tokens an answer may have, 1 at least; None for no limit, at no cost per
+        limit: How many tokens an answer may have, at least 1; None for no limit, at no cost per
             chunk.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: *limit* or *answers* is no such number; when the operator is made.
+        ValueError: *limit* or *answers* is below 1; when the operator is made.
 
-    Phase: chunks; behind what changes their tokens, and in front of what holds back text, as
-        ``stop_on_text`` does: a token goes on with the first of its text, and the rest of it would be
-        lost at the limit.
+    Phase: chunks; after operators that change their tokens, and before those that hold back text,
+        such as ``stop_on_text``: a token comes out with the first part of its text, and the rest
+        would be lost at the limit.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 
@@ -112,8 +111,8 @@ class _Room:
         return False
 
 
-# A chunk of one token is counted in passing where there is one answer; any other, and the one with
-# the last token, is looked at.
+# With a single answer the condition itself counts a chunk of one token; any other chunk, and the
+# one with the last token, visits.
 _IS_UNUSUAL = (
     f"len(item.token_ids) != 1 or {IS_TERMINAL} or getattr(item, 'index', None) or ended"
     " or is_last()"

@@ -19,7 +19,7 @@ async def map_async(
     source: FusedRun[A], function: Callable[[A], Awaitable[B]]
 ) -> AsyncGenerator[B]:
     """
-    Await *function* for each item, and hand out the results, one item at a time and in order.
+    Await *function* for each item, and hand out the results in order, one item at a time.
 
     While it is awaited the engine is not pulled (row S4). Here *function* takes one frame::
 
@@ -31,12 +31,12 @@ async def map_async(
             ``emit(...)`` for no items or several, or ``complete_with(...)`` to end the stream.
 
     Raises:
-        TypeError: *function* can't be called.
+        TypeError: *function* is not callable.
 
     Phase: anywhere.
     Errors: source errors pass unchanged; what *function* raises fails the stream, which closes the
         engine.
-    On dispose: what is being awaited is cancelled.
+    On dispose: the pending call is cancelled.
 
     >>> import asyncio
     >>> from operators import fuse

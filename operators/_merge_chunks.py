@@ -1,4 +1,4 @@
-"""Which waiting chunks become one, and how."""
+"""Which waiting chunks are merged, and how."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _DATA = frozenset(("data",))
 
 def merge_chunks(items: Iterable[A]) -> tuple[list[A], int]:
     """
-    Merge as many of *items*, from the first one on, as may become one chunk for each answer.
+    Merge as many of *items* as possible, from the first on, into one chunk per answer.
 
-    Chunks are known by shape: whatever has ``token_ids``. What has ``data`` instead is an envelope
-    around a chunk, such as ``rx_backend.Annotated``; the merged chunk comes in an envelope too.
+    Chunks are recognised by their shape: anything with ``token_ids``. An item with ``data`` instead
+    is an envelope around a chunk, such as ``rx_backend.Annotated``; the merged chunk is in an
+    envelope too.
 
     =================================  ==================================================
     field                              of the merged chunk
@@ -35,24 +36,24 @@ def merge_chunks(items: Iterable[A]) -> tuple[list[A], int]:
     index                              the same on all
     =================================  ==================================================
 
-    Answers that take turns are merged each for itself, by ``index``: ``a0 b0 a1 b1`` becomes
-    ``a01 b01``. Within an answer the order stays.
+    Interleaved answers are merged separately, by ``index``: ``a0 b0 a1 b1`` becomes ``a01 b01``.
+    The order within an answer is kept.
 
-    Anything else that is set, a ``finish_reason`` above all, is a barrier: such a chunk stays alone,
-    whichever side it is on, and nothing is merged across it. So do other output types than text, a
-    chunk with a list that has not an entry for each token, an envelope with anything but data, and
-    items that are no chunks or can't be changed. A field is set when it is not None; fields that a
-    class adds count too.
+    Any other field that is set, above all ``finish_reason``, is a barrier: such a chunk is not
+    merged, and nothing is merged across it. The same holds for output types other than text, a
+    chunk with a list that does not have an entry for each token, an envelope with more than data,
+    and items that are not chunks or can't be changed. A field is set if it is not None; fields that
+    a class adds count too.
 
-    The chunks themselves stay as they are: engines may share them. A run of any length costs one
-    copy for each answer.
+    The chunks themselves are not changed: engines may share them. A run of any length costs one
+    copy per answer.
 
     Args:
-        items: What waits, in order; one at least.
+        items: The waiting items, in order; at least one.
 
     Returns:
-        The merged items, one for each answer, in the order in which the answers' first chunks came;
-        and how many of *items* they are made of. An item that is alone comes back itself.
+        The merged items, one per answer, in the order of the answers' first chunks; and how many of
+        *items* they consist of. A single item is returned itself.
 
     >>> from rx_backend import LLMEngineOutput
     >>> waiting = [LLMEngineOutput([1]), LLMEngineOutput([2, 3]), LLMEngineOutput.stop()]
@@ -88,7 +89,7 @@ def _chunk_of(item: object) -> object:
 
 
 def _key(item: object) -> tuple[object, ...] | None:
-    """Return what items must have in common to become one; None for one that stays alone."""
+    """Return what items must have in common to be merged; None if it can't be merged."""
     chunk = cast("Any", _chunk_of(item))
     if chunk is not item and not _has_only(item, _DATA):
         return None
@@ -105,7 +106,7 @@ def _key(item: object) -> tuple[object, ...] | None:
 
 
 def _has_only(item: object, names: frozenset[str]) -> bool:
-    """Return whether nothing is set on *item* but some of *names*."""
+    """Return whether only some of *names* are set on *item*."""
     for name in _slots(type(item)):
         if name not in names and getattr(item, name, None) is not None:
             return False

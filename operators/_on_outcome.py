@@ -37,25 +37,26 @@ def on_outcome(
     """
     Call *callback* once with how the stream ended: by a terminal, an error, or a drop.
 
-    Chunks pass through unchanged. In a pipeline the outcome is that of what the consumer was handed
-    (row O2), wherever the operator stands. ``T`` is a terminal::
+    Chunks pass through unchanged. In a pipeline the outcome is that of what the consumer received
+    (row O2), wherever the operator is. ``T`` is a terminal::
 
         source  ---a-b-T|
         result  ---a-b-T|
         called  --------o
 
     Args:
-        callback: Called when the stream has ended, whichever way.
-        times: The record of an ``itl_window`` in front, for a stream outside of a pipeline.
-        is_cancelled: Returns whether the request was asked to stop, likewise.
+        callback: Called when the stream has ended, however it ended.
+        times: The record of an earlier ``itl_window``, for a stream outside a pipeline.
+        is_cancelled: Returns whether the request was asked to stop, for a stream outside a
+            pipeline.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError: An argument is something else; when the operator is made.
+        TypeError: An argument has the wrong type; when the operator is made.
 
-    Phase: anywhere; outside of a pipeline last.
-    Errors: source errors pass unchanged, after *callback*. What *callback* raises is logged.
-    On dispose: *callback* is called; unless the terminal has passed already, it was a drop.
+    Phase: anywhere; last outside a pipeline.
+    Errors: source errors pass unchanged, after *callback*. An exception of *callback* is logged.
+    On dispose: *callback* is called; unless the terminal has already passed, the outcome is a drop.
 
     >>> import reactivex
     >>> from rx_backend import LLMEngineOutput
@@ -74,11 +75,11 @@ def watching(
     times: TokenTimes | None,
     is_cancelled: Callable[[], bool],
 ) -> Callbacks[Any, Any]:
-    """Return the body that decides an outcome by itself, where no scope does."""
+    """Return the body that decides an outcome without a scope."""
     record = TokenTimes() if times is None else times
     tracker = OutcomeTracker(record)
     if times is None:
-        # Nothing was counted on it, so it says nothing.
+        # Nothing was recorded on it.
         tracker.subscribe(lambda outcome: callback(outcome._replace(times=None)))
     else:
         tracker.subscribe(callback)
@@ -93,7 +94,7 @@ def watching(
         try:
             was_stopped = is_cancelled()
         except Exception as error:
-            # The observer is notified all the same: a span ends exactly once (row P7).
+            # Notify the observer regardless: a span ends exactly once (row P7).
             _log.error("is_cancelled failed", exc_info=redacted_exc_info(error))
         tracker.end(dropped=not tracker.has_ended(), is_cancelled=was_stopped)
 

@@ -16,16 +16,16 @@ __all__ = ("HandedOut", "Outcome", "OutcomeTracker", "error_type_of")
 
 class Outcome(NamedTuple):
     """
-    How a stream ended: of a terminal, an error and a drop exactly one.
+    How a stream ended: exactly one of a terminal, an error and a drop.
 
     Attributes:
         finish_reason: Why it ended: the worst of its answers' reasons; None if there was none.
         error: What the stream failed with; None if it did not.
         is_cancelled: Whether the request had been asked to stop, or was dropped.
-        times: When its chunks with content came, where that was noted.
+        times: When its chunks with content arrived, if recorded.
         finish_reasons: The reasons of all answers, by their index.
-        handed_out: How many tokens were handed out, where operators behind the engine's chunks may
-            have taken some away; None where it is what *times* says.
+        handed_out: How many tokens were handed out, if later operators may have removed some; None
+            if *times* has the number.
     """
 
     finish_reason: Any
@@ -48,9 +48,9 @@ class Outcome(NamedTuple):
     @property
     def output_tokens(self) -> int | None:
         """
-        How many tokens the consumer was handed.
+        How many tokens the consumer received.
 
-        Where nothing was counted, what the terminals tell in their usage; None without that.
+        If nothing was counted, the number in the terminals' usage; None without it.
         """
         times = self.times
         if self.handed_out is not None or times is None:
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 def error_type_of(outcome: Outcome) -> str | None:
     """
-    Return OpenTelemetry's ``error.type`` of an outcome: one of few texts; None for a good end.
+    Return OpenTelemetry's ``error.type`` of an outcome, of low cardinality; None for a success.
 
     The class of the error; ``ErrorTerminal`` for a terminal that says so; ``Dropped``.
     """
@@ -73,18 +73,18 @@ def error_type_of(outcome: Outcome) -> str | None:
 
 class HandedOut:
     """
-    What the consumer was handed, item by item: for streams with operators on annotated items.
+    What the consumer received, item by item: for streams with operators on annotated items.
 
     Args:
         parse: Reads a finish reason, which may be in its JSON form here.
 
     Attributes:
         error: The error of the error item.
-        failures: How many error items came; they may have no error to keep.
+        failures: How many error items there were; they may have no error to keep.
         reasons: The finish reasons of the terminals, by the index of their answer.
-        tokens: How many token ids came.
-        usage_tokens: What the terminals tell in their usage.
-        is_known: False where items came that can't be read, and none that can.
+        tokens: How many token ids there were.
+        usage_tokens: The number in the terminals' usage.
+        is_known: False if only unreadable items were seen.
     """
 
     __slots__ = (
@@ -102,7 +102,7 @@ class HandedOut:
     def __init__(self, parse: Callable[[Any], Any]) -> None:
         self._parse = parse
         self._has_chunk = False
-        # Of which answer each terminal was: an operator may hand out a copy too.
+        # The answer of each terminal: an operator may hand out a copy as well.
         self._terminals: list[int] = []
         self.error: Exception | None = None
         self.failures = 0
@@ -113,21 +113,21 @@ class HandedOut:
 
     @property
     def output_tokens(self) -> int:
-        """How many tokens came; without token ids, what the usage says (row F1)."""
+        """How many tokens there were; without token ids, the number in the usage (row F1)."""
         return self.tokens or self.usage_tokens
 
     def fail(self, error: Exception | None) -> None:
-        """Take note of a failure that the consumer gets as an item, or as it is."""
+        """Record a failure that the consumer receives as an item or an exception."""
         self.error = error
         self.failures += 1
 
     def count_one(self) -> None:
-        """Take note of a chunk of one token that ends nothing."""
+        """Record a chunk of one token that is not a terminal."""
         self.tokens += 1
         self._has_chunk = self.is_known = True
 
     def look(self, item: Any) -> Any:
-        """Take note of an item, and return it."""
+        """Record an item, and return it."""
         fields, error = _fields_of(item), getattr(item, "error", None)
         error = error if isinstance(error, Exception) else None
         event = getattr(item, "event", None) if fields is None else fields.get("event")
@@ -140,7 +140,7 @@ class HandedOut:
         return item
 
     def take_back(self, left: HandedOut) -> None:
-        """Take note that what *left* has seen was not handed out in the end."""
+        """Subtract the items that *left* has recorded: they were not handed out after all."""
         self.tokens -= left.tokens
         for index in left._terminals:
             if index in self._terminals:
@@ -166,7 +166,7 @@ class HandedOut:
 
 
 def _chunk_in(item: Any) -> Any:
-    """Return the chunk in an item, or in its JSON form; None where there is none."""
+    """Return the chunk in an item, or in its JSON form; None without one."""
     chunk = getattr(item, "data", item)
     fields = _fields_of(chunk)
     if fields is not None:
@@ -187,11 +187,11 @@ class OutcomeTracker:
     Decide how one stream ended, and notify its observers, once.
 
     Args:
-        times: The record of the engine's chunks, which the end of their phase fills.
+        times: The record of the engine's chunks, filled at the end of their phase.
 
     Attributes:
         failure: What the stream failed with.
-        handed_out: What the consumer was handed, where that may differ from the engine's chunks.
+        handed_out: What the consumer received, if that may differ from the engine's chunks.
     """
 
     __slots__ = (
@@ -214,14 +214,14 @@ class OutcomeTracker:
         self._observers += (observer,)
 
     def has_ended(self) -> bool:
-        """Return whether the consumer was handed the last answer's terminal, or an error item."""
+        """Return whether the consumer received the last answer's terminal, or an error item."""
         handed = self.handed_out
         if handed is not None and handed.is_known:
             return bool(handed.failures) or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
 
     def take_back(self, items: Sequence[Any]) -> None:
-        """Take note of items that a drop keeps from the consumer."""
+        """Subtract items that a drop kept from the consumer."""
         left = self._left or HandedOut(lambda reason: reason)
         for item in items:
             left.look(item)
@@ -234,12 +234,13 @@ class OutcomeTracker:
         self, *, dropped: bool, is_cancelled: bool = False, dropped_for: Exception | None = None
     ) -> Outcome:
         """
-        Decide the outcome, and tell the observers.
+        Decide the outcome, and notify the observers.
 
         Args:
-            dropped: Whether the consumer left before the stream was at its end.
+            dropped: Whether the consumer left before the end of the stream.
             is_cancelled: Whether the request was asked to stop.
-            dropped_for: The error that the consumer got instead of the rest, from whoever dropped it.
+            dropped_for: The error that the consumer got instead of the rest from the code that
+                dropped the stream.
         """
         outcome = self._decide(dropped_for, dropped=dropped, is_cancelled=is_cancelled)
         observers, self._observers = self._observers, ()
@@ -249,7 +250,7 @@ class OutcomeTracker:
             except Exception as error:
                 # One observer's bug must not keep the outcome from the others.
                 _log.error("an observer of outcomes failed", exc_info=redacted_exc_info(error))
-        # Its traceback may lead to the consumer's frame, and so back here.
+        # Its traceback may refer to the consumer's frame, and so back to this tracker.
         self.failure = None
         if self.handed_out is not None:
             self.handed_out.error = None
@@ -263,10 +264,10 @@ class OutcomeTracker:
         if handed is not None and handed.is_known:
             tokens, has_ended = handed.output_tokens, self.has_ended()
             if has_ended:
-                # Operators on items may have made another end of what came to them.
+                # Item operators may have changed the end.
                 reasons, failure = handed.reasons, None
             if handed.failures:
-                # An item may have no error of its own.
+                # An error item may have no error.
                 failure = handed.error or self.failure or RuntimeError("an operator made an error")
         else:
             if left is not None:
@@ -274,9 +275,9 @@ class OutcomeTracker:
                 reasons = {index: reasons[index] for index in reasons.keys() - left.reasons.keys()}
             has_ended = handed is None and len(reasons) >= times.answers
             if dropped:
-                # It has not reached the consumer.
+                # The failure has not reached the consumer.
                 failure = None
-        # Behind the end that the consumer was handed, a drop no longer counts (row P6a).
+        # After the end that the consumer received, a drop no longer counts (row P6a).
         if dropped and not has_ended:
             is_cancelled = is_cancelled or dropped_for is None
             return Outcome(None, dropped_for, is_cancelled, times, handed_out=tokens)

@@ -1,4 +1,4 @@
-"""Look at the beginning of a stream before it is handed on, so that an early failure is raised."""
+"""Pull the beginning of a stream before it is passed on, so that an early failure is raised."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ async def peek_first(
     """
     Pull *stream* until it shows that it works, then return it from its beginning.
 
-    A failure before that is raised here, where the caller can still answer with a status of its own
-    instead of a stream that breaks off. What shows that a stream works is its first token, or other
-    content, or a terminal. Where ``h`` is a handshake, all comes out from the first token on::
+    A failure before that is raised here, where the caller can still answer with an error status
+    instead of a broken stream. A stream works once it yields a token, other content, or a terminal.
+    With ``h`` for a handshake, everything comes out from the first token on::
 
         source  -h-a-b-|
         result  ---(ha)-b-|
 
-    and a failure ahead of it takes the place of everything::
+    and an earlier failure replaces everything::
 
         source  -h-#
         result  ---#
 
-    What comes back is the same stream, or one around it if it is no :class:`FusedRun`. What was
-    pulled is handed out first and costs nothing later; if the terminal was among it, the request is
-    complete already (row P6a). ``rx_backend.ResponseStream`` has this as a method.
+    The result is the same stream, or a wrapper if it is not a :class:`FusedRun`. The pulled items
+    are handed out first and cost nothing later; if they include the terminal, the request is
+    already complete (row P6a). ``rx_backend.ResponseStream`` has this as a method.
 
-    It is no operator and cannot stand in a list: it reports to the caller, who has not handed the
-    stream to a consumer yet.
+    It is not an operator and can't be part of a pipeline: it reports to the caller, which has not
+    yet passed the stream to a consumer.
 
     Args:
-        stream: A stream of chunks or of annotated items, known by their shape: an item with an
-            exception as ``error`` is an error item, one whose ``data`` is None an event, which
-            shows nothing. An item of any other shape shows that the stream works.
-        error: Makes the exception for a terminal whose ``finish_reason`` says ``is_error``, and that
-            comes before any content, from its message.
+        stream: A stream of chunks or of annotated items, recognised by their shape: an item with an
+            exception as ``error`` is an error item, one whose ``data`` is None is an event, which
+            proves nothing. An item of any other shape shows that the stream works.
+        error: Makes the exception for a terminal before any content whose ``finish_reason`` says
+            ``is_error``, from its message.
 
     Returns:
-        The stream. One that ends with nothing but events and handshakes comes back too.
+        The stream, even if it ends with nothing but events and handshakes.
 
     Raises:
-        Exception: The exception of the error item, or what the pull raised; or what *error* made.
-            Everything is released then.
+        Exception: The exception of the error item, of the pull, or made by *error*. Everything is
+            then released.
 
     Being cancelled while it pulls is a drop of the stream, as in any pull.
 

@@ -1,4 +1,4 @@
-"""A pipeline as a value: made once, checked, changed by name, drawn."""
+"""A pipeline as an immutable value: validated, edited by name, and drawn."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _Change: TypeAlias = Callable[[AnyOperator], Sequence[AnyOperator]]
 
 
 class NoSuchOperator(LookupError):
-    """A pipeline was to be changed at an operator that it doesn't hold, or holds more than once."""
+    """An edit names an operator that the pipeline doesn't contain, or contains more than once."""
 
 
 class Pipeline(Generic[T_co]):
     """
     The operators of a stream, in two phases, in order.
 
-    First comes what happens to the engine's chunks, then what happens to annotated items; *annotate*
-    stands between the two. A pipeline is immutable: what changes it returns a new one. The same
-    operators may stand in many pipelines and serve many requests at once.
+    Operators on the engine's chunks come first, then *annotate*, then operators on annotated items.
+    A pipeline is immutable: edits return a new one. The same operators may be in many pipelines and
+    serve many requests at once.
 
-    ``Pipeline[T]`` hands out items of type ``T``. Type checkers know it from *annotate*, and keep it
-    where operators hand out the type that they take.
+    ``Pipeline[T]`` hands out items of type ``T``. Type checkers infer it from *annotate*, and keep
+    it for operators whose output type is their input type.
 
     Args:
         chunks: The operators on the engine's chunks.
         items: The operators on annotated items.
         annotate: Turns chunks into items, and a failure into the last one. Without it, chunks and
-            failures come out as they are, and there are no items.
+            failures come out unchanged, and there are no items.
 
     Raises:
-        NotAnOperator: Something is no operator, or stands in the wrong phase; names the operator
-            and its place (row O1).
+        NotAnOperator: An entry is not an operator, or is in the wrong phase; names the operator and
+            its position (row O1).
 
     >>> from reactivex import operators as ops
     >>> from operators import Pipeline, limit_tokens, trace_link, until_terminal
@@ -88,7 +88,7 @@ class Pipeline(Generic[T_co]):
             _checked("annotate", (annotate,), misplaced="items")
         if self.items and annotate is None:
             raise NotAnOperator(
-                "items: expected none without annotate, which makes items of chunks, got "
+                "items: expected none without annotate, which turns chunks into items, got "
                 f"{name_of(self.items[0])}"
             )
 
@@ -100,7 +100,7 @@ class Pipeline(Generic[T_co]):
 
     @property
     def names(self) -> list[str]:
-        """The names of all operators, in order: those to use here."""
+        """The names of all operators, in order, for use in edits."""
         return [name_of(operator) for operator in self.operators]
 
     @overload
@@ -114,7 +114,7 @@ class Pipeline(Generic[T_co]):
         Return a pipeline with *operators* before the one at *where*.
 
         Args:
-            where: A name, or the operator itself where a name stands for several.
+            where: A name, or the operator itself if several have that name.
             operators: What to insert.
 
         Raises:
@@ -153,9 +153,9 @@ class Pipeline(Generic[T_co]):
     def with_operators(self, *operators: AnyOperator) -> Pipeline: ...
     def with_operators(self, *operators: AnyOperator) -> Pipeline:
         """
-        Return a pipeline with *operators* at its end, each in the phase that it works in.
+        Return a pipeline with *operators* at its end, each in its phase.
 
-        One that takes chunks comes last among those, any other one last of all.
+        One that takes chunks is added to the chunk operators, any other to the item operators.
         """
         chunks = [each for each in operators if _takes(each) == "chunks"]
         items = [each for each in operators if _takes(each) != "chunks"]
@@ -165,7 +165,7 @@ class Pipeline(Generic[T_co]):
 
     def draw(self) -> str:
         """
-        Draw what happens: what is fused with what, and what leaves the consumer's pull.
+        Draw how the pipeline runs: what is fused, and what runs outside the consumer's pull.
 
         >>> from reactivex import operators as ops
         >>> from operators import Pipeline, map_async, until_terminal
@@ -176,7 +176,7 @@ class Pipeline(Generic[T_co]):
           +-- fused: one loop, run by the consumer's pull
           |     until_terminal
           |
-          +-- map_async         pulls for itself
+          +-- map_async         async generator, pulls its source
           |
           +-- debounce          reactivex, detached: a task pulls for it
           |
@@ -206,17 +206,17 @@ class Pipeline(Generic[T_co]):
         else:
             # The operator between the phases can't be replaced by several.
             raise NoSuchOperator(
-                f"{where!r} stands between the phases: make another Pipeline(annotate=...)"
+                f"{where!r} is between the phases: make another Pipeline(annotate=...)"
             )
         return Pipeline(chunks, items, annotate=self.annotate)
 
     def _place(self, where: str | AnyOperator) -> int:
-        """Return the place of an operator among all."""
+        """Return the index of an operator among all."""
         found = [place for place, each in enumerate(self.operators) if _is(each, where)]
         if len(found) == 1:
             return found[0]
         how_many = f"{len(found)} operators" if found else "no operator"
-        hint = "; give the operator itself" if found else ""
+        hint = "; pass the operator itself" if found else ""
         raise NoSuchOperator(f"{how_many} {where!r} in {self.names}{hint}")
 
 
@@ -233,7 +233,7 @@ def _checked(
         if _takes(each) == misplaced:
             what = "annotated items" if misplaced == "items" else "an engine's chunks"
             raise NotAnOperator(
-                f"{phase}[{place}]: {name_of(each)} takes {what}: put it into {misplaced}"
+                f"{phase}[{place}]: {name_of(each)} takes {what}: move it to {misplaced}"
             )
     return checked
 

@@ -1,4 +1,4 @@
-"""Read items that have not been checked yet, or are wrapped already."""
+"""Read items that are not yet validated, or already wrapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user holds of one reader of a shared stream."""
+"""The user's handle of a reader of a shared stream."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 class _Handle(Generic[T]):
-    """What the user holds of one reader; losing it is leaving."""
+    """The user's handle of one reader; dropping the last reference makes the reader leave."""
 
     __slots__ = ("__weakref__", "_cursor", "_shared", "_stream")
 
     def __init__(self, stream: object, shared: SharedSource[T], cursor: Cursor) -> None:
-        # As long as there is a reader, the stream is not lost.
+        # A reader keeps the stream alive.
         self._stream = stream
         self._shared = shared
         self._cursor = cursor
 
     @property
     def position(self) -> int:
-        """How many of the source's items it has."""
+        """How many of the source's items the reader has received."""
         return self._cursor.position
 
     def close(self) -> None:
@@ -38,22 +38,22 @@ class _Handle(Generic[T]):
 
     def __del__(self) -> None:
         if self._cursor.is_open and self._shared.loop is not None:
-            # The collector may call this in any thread.
+            # The garbage collector may call this in any thread.
             defer_to_loop(self._shared.loop, partial(self._shared.leave, self._cursor))
 
 
 class ReaderMark(_Handle[Any]):
-    """A reader of a :class:`SharedStream` that is elsewhere, and takes its items in another way."""
+    """A reader of a :class:`SharedStream` elsewhere, which receives its items in another way."""
 
     __slots__ = ()
 
     def advance(self, position: int) -> None:
         """
-        Note that the reader has the first *position* items.
+        Record that the reader has the first *position* items.
 
         Raises:
-            PositionUnknown: So many items have not come.
-            ValueError, TypeError: *position* is none, or lower than before.
+            PositionUnknown: The source has not yet had that many items.
+            ValueError, TypeError: *position* is invalid, or lower than before.
         """
         check_position("position", position)
         if position > self._shared.log.head:
@@ -70,18 +70,19 @@ class Reader(_Handle[T], AsyncIterator[T]):
     """
     One reader of a :class:`SharedStream`: an async iterator, and an async context manager.
 
-    Leaving the ``async with``, closing it, cancelling the task that waits for its next item, and
-    losing it all mean that it has left. ``position`` then says where another one can go on.
+    It leaves at the end of the ``async with``, when closed, when the task that waits for its next
+    item is cancelled, or when its last reference is dropped. Another reader can then continue from
+    its ``position``.
     """
 
     __slots__ = ()
 
     async def __anext__(self) -> T:
         """
-        Return the next item, or several merged as one where the log does so.
+        Return the next item, or several merged into one if the log merges.
 
         Raises:
-            PositionDropped: The next item is not held any more.
+            PositionDropped: The next item is no longer held.
             SourceClosed: The shared stream was closed before its source had ended.
         """
         cursor, shared = self._cursor, self._shared
@@ -91,7 +92,7 @@ class Reader(_Handle[T], AsyncIterator[T]):
             try:
                 await changed
             except BaseException:
-                # Being cancelled is leaving (row S7).
+                # A cancellation makes the reader leave (row S7).
                 shared.leave(cursor)
                 raise
         if not cursor.is_open:
@@ -108,7 +109,7 @@ class Reader(_Handle[T], AsyncIterator[T]):
         return item
 
     async def aclose(self) -> None:
-        """Leave; where that has closed the source, wait until it is released."""
+        """Leave; if that closes the source, wait until it is released."""
         self.close()
         if self._shared.is_over:
             await self._shared.wait_closed()
@@ -121,7 +122,7 @@ class Reader(_Handle[T], AsyncIterator[T]):
 
 
 def check_position(name: str, position: object) -> None:
-    """Raise the error for what is no position, under the name of the argument."""
+    """Raise an error that names the argument, unless *position* is valid."""
     if not isinstance(position, int) or isinstance(position, bool):
         raise TypeError(f"{name}: expected a whole number, got {position!r}")
     if position < 0:

@@ -1,4 +1,4 @@
-"""Write what became of a stream on its span, and end the span."""
+"""Write a stream's outcome on its span, and end the span."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def record_span(
     """
     Write a stream's outcome on *span* when it ends, and end the span (rows P3 to P7).
 
-    Chunks pass through unchanged; nothing is written while tokens flow. What OpenTelemetry's
-    conventions for GenAI have a name for is written under that too, and the first token is an event.
+    Chunks pass through unchanged; nothing is written while tokens flow. Values that OpenTelemetry's
+    GenAI conventions name are also written under those names, and the first token is an event.
     ``T`` is a terminal::
 
         source  ---a-b-T|
@@ -56,23 +56,22 @@ def record_span(
 
     Args:
         span: The request's span. A span that isn't recording costs nothing per chunk.
-        times: The record that an ``itl_window`` ahead of this operator fills; its figures are
-            written too, and chunks need not visit this operator. Without it, tokens and latency
-            are not recorded.
-        attributes: False: write no attributes (row P8); a failure still sets the span's status.
-        is_cancelled: Whether the request was asked to stop, asked at the end.
-        reason_name: A finish reason's text on the span.
-        error_kind: A failure's kind on the span, and its status description.
-        error_type: Returns ``error.type`` for an outcome that is not a good one.
-        more: Further attributes, asked for at the end.
-        scope: The scope of the stream; filled in by a pipeline. Its outcome is then what is written:
-            that of what the consumer was handed (row O2), wherever the operator stands.
+        times: The record that an earlier ``itl_window`` fills; its figures are written too, and
+            chunks bypass this operator. Without it, tokens and latency are not recorded.
+        attributes: Whether to write attributes (row P8); a failure always sets the span's status.
+        is_cancelled: Returns whether the request was asked to stop; called at the end.
+        reason_name: Returns a finish reason's text on the span.
+        error_kind: Returns a failure's kind for the span, and for its status description.
+        error_type: Returns ``error.type`` for an outcome other than success.
+        more: Returns further attributes; called at the end.
+        scope: The scope of the stream; filled in by a pipeline. Then the scope's outcome is
+            written: that of what the consumer received (row O2), wherever the operator is.
 
-    Phase: anywhere; a part of the standard pipeline, last of the chunks.
+    Phase: anywhere; part of the standard pipeline, last of the chunks.
     Errors: source errors pass unchanged, after status ERROR and ``error_kind`` (row P4). A
         terminal whose ``finish_reason`` says ``is_error`` sets status ERROR too (row P6).
-    On dispose: unless the terminal has passed already, ``finish_reason`` is ``Dropped`` and the
-        status ERROR; an end without a terminal counts as that too (rows P5, P6a).
+    On dispose: unless the terminal has already passed, ``finish_reason`` is ``Dropped`` and the
+        status ERROR; so also at an end without a terminal (rows P5, P6a).
 
     >>> import reactivex
     >>> from opentelemetry.sdk.trace import TracerProvider
@@ -89,7 +88,7 @@ def record_span(
             scope.outcome.subscribe(_SpanWriter(own, reason_name, error_kind, error_type))
         return None
     if span is None:
-        raise TypeError("record_span: span: expected a span, or a scope that has one")
+        raise TypeError("record_span: span: expected a span, or a scope")
     if not span.is_recording():
         return Callbacks(on_end=lambda _failure, _dropped: span.end())
     parts = _Parts(span, attributes, more)
@@ -97,7 +96,7 @@ def record_span(
 
 
 class _Parts(NamedTuple):
-    """What writing on a span needs of a scope, given one by one."""
+    """What writing a span needs of a scope, as separate values."""
 
     span: Span
     recording: bool
@@ -105,7 +104,7 @@ class _Parts(NamedTuple):
 
 
 class _SpanWriter:
-    """How one request's outcome goes onto its span."""
+    """Writes one request's outcome on its span."""
 
     __slots__ = ("_error_kind", "_error_type", "_parts", "_reason_name")
 
@@ -135,13 +134,13 @@ class _SpanWriter:
                 written |= self._parts.span_attributes()
                 span.set_attributes(written)
             elif outcome.is_dropped:
-                # A drop is said also where recording is off (rows P5, P8).
+                # A drop is recorded even where recording is off (rows P5, P8).
                 span.set_attributes(written)
         finally:
             span.end(ended)
 
     def _describe_end(self, outcome: Outcome, written: dict[str, AttributeValue]) -> None:
-        """Say how it ended: by its terminal, by an error, or by neither."""
+        """Add how the stream ended: by its terminal, by an error, or by neither."""
         reason = outcome.finish_reason
         failed = None
         if outcome.error is not None:

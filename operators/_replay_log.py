@@ -1,4 +1,4 @@
-"""What is held of a source's items, for readers that come later or lag."""
+"""The held items of a source, for readers that come later or lag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 class PositionDropped(LookupError):
     """
-    A position is older than what a shared stream holds.
+    A position is older than the items that a shared stream still holds.
 
     Attributes:
         position: The position.
@@ -28,28 +28,28 @@ class PositionDropped(LookupError):
 
 class PositionUnknown(LookupError):
     """
-    A position is beyond what a shared stream has had.
+    A position is beyond the items that a shared stream has had.
 
     Attributes:
         position: The position.
-        head: How many items came.
+        head: How many items there have been.
     """
 
     def __init__(self, position: int, head: int) -> None:
-        super().__init__(f"position {position} is unknown: {head} items have come")
+        super().__init__(f"position {position} is unknown: items so far: {head}")
         self.position = position
         self.head = head
 
 
 class ReplayLog(Protocol[T]):
     """
-    What a :class:`SharedStream` holds of its source's items.
+    The items that a :class:`SharedStream` holds, in some form.
 
-    A position is a number of items: position n is behind the first n items of the source.
+    A position is a number of items: position n is after the first n items of the source.
 
     Attributes:
         first: The oldest position that can still be read from.
-        head: How many items came; the position behind the last of them.
+        head: How many items there have been; the position after the last one.
     """
 
     first: int
@@ -59,25 +59,25 @@ class ReplayLog(Protocol[T]):
         """
         Return whether one more item may come; if not, the source waits for its readers.
 
-        Called before the source is pulled, and each time that the fastest reader has advanced while
-        the source waits. What is in front of *delivered* may be dropped here.
+        Called before the source is pulled, and each time that the fastest reader advances while the
+        source waits. Items before *delivered* may be dropped here.
 
         Args:
-            delivered: The position of the fastest reader; the head where the source is pulled
-                without readers, or ahead of them by a waiting one.
+            delivered: The position of the fastest reader; the head if a reader is waiting, or if
+                the source is pulled without readers.
         """
         ...
 
     def append(self, item: T) -> None:
-        """Hold one more item, or what is needed of it; an engine may change *item* later (row E6)."""
+        """Hold one more item, as a copy: an engine may change *item* later (row E6)."""
         ...
 
     def read(self, position: int) -> tuple[T, int]:
         """
-        Return an item from *position* on, and the position behind it.
+        Return an item from *position* on, and the position after it.
 
-        It may be several items of the source, merged. What is returned belongs to the reader, which
-        may change it: return a new object each time.
+        It may be several items of the source, merged. The reader owns it and may change it: return
+        a new object each time.
 
         Args:
             position: From *first* to *head* - 1.
@@ -87,7 +87,7 @@ class ReplayLog(Protocol[T]):
 
 class ItemLog(Generic[T]):
     """
-    The last items of a source, as they came.
+    The last items of a source, unmerged.
 
     Args:
         buffer: How many items are held; None for all of them.
@@ -97,17 +97,17 @@ class ItemLog(Generic[T]):
 
     def __init__(self, buffer: int | None = None) -> None:
         self._buffer = buffer
-        # With a bound the item of a position is at the position modulo the bound.
+        # With a bound, the item of a position is at the position modulo the bound.
         self._items: list[T] = []
         self.first = 0
         self.head = 0
 
     def make_room(self, delivered: int) -> bool:
-        """Return True: the oldest item makes room."""
+        """Return True: the oldest item is replaced."""
         return True
 
     def append(self, item: T) -> None:
-        """Hold a copy of *item*, in place of the oldest one where there is no more room."""
+        """Hold a copy of *item*, in place of the oldest one if the buffer is full."""
         item = own_copy(item)
         buffer = self._buffer
         if buffer is None or self.head < buffer:
@@ -118,6 +118,6 @@ class ItemLog(Generic[T]):
         self.head += 1
 
     def read(self, position: int) -> tuple[T, int]:
-        """Return a copy of the item behind *position*."""
+        """Return a copy of the item after *position*."""
         place = position if self._buffer is None else position % self._buffer
         return own_copy(self._items[place]), position + 1

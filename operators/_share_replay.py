@@ -1,4 +1,4 @@
-"""Share a stream among several readers, with replay for those that come late."""
+"""Share a stream among several readers, with replay for late ones."""
 
 from __future__ import annotations
 
@@ -24,46 +24,45 @@ def share_replay(
     linger_s: Annotated[float, AtLeast(0, "seconds")] | None = 0.0,
 ) -> ShareReplay:
     """
-    Share one stream among any number of readers, each at its own pace, and replay to those that
-    come late what they have missed.
+    Share one stream among any number of readers, each at its own pace, with replay for late ones.
 
-    Two readers, of which the second comes in frame 4::
+    Two readers, the second from frame 4 on::
 
         source  -a-b-c-|
         result  -a-b-c-|
         late    ----(ab)c-|
 
-    What comes out is a :class:`SharedStream`: an Observable, of which each subscription is a
-    reader, with ``read(after=n)`` for an async iterator of what comes after the first n items. It
-    takes a stream in any form::
+    The result is a :class:`SharedStream`: an Observable, each of whose subscriptions is a reader,
+    with ``read(after=n)`` for an async iterator of what follows the first n items. It accepts a
+    stream in any form::
 
         shared = share_replay()(await adapter.generate(request))
         shared = observable.pipe(share_replay(buffer=16))
 
-    The source is subscribed to, or pulled for the first time, when the first reader comes, and no
-    further than *ahead* items beyond the fastest reader; a slow reader slows nobody. What an
-    Observable pushes on its own waits in memory.
+    The source is subscribed to, or first pulled, when the first reader comes, and pulled at most
+    *ahead* items beyond the fastest reader; a slow reader does not slow the others. Items that an
+    Observable pushes on its own wait in memory.
 
     Args:
         buffer: How many of the last items are held, at least *ahead*; None for all of them. A
             reader that lags behind them fails with :class:`PositionDropped`.
         ahead: How many items the source may be ahead of the fastest reader; with 0 it is pulled
             only while a reader waits.
-        linger_s: How many seconds after the last reader has left the source is closed; None for
-            never, and then it is pulled on without readers.
+        linger_s: How many seconds after the last reader has left to close the source; None keeps
+            pulling it without readers.
 
     Raises:
-        ValueError, TypeError: An argument is something else; when the operator is made.
+        ValueError, TypeError: An argument is invalid; when the operator is made.
 
-    Phase: none; it is applied to a stream as a whole, and a pipeline refuses it.
-    Errors: every reader gets the source's failure, behind the items.
-    On dispose: the reader leaves. When the last one has left, and nobody came for *linger_s*, the
-        source is closed; who comes later gets what is held, then fails with :class:`SourceClosed`.
+    Phase: none; it applies to a whole stream, and a pipeline rejects it.
+    Errors: every reader gets the source's failure, after the items.
+    On dispose: the reader leaves. *linger_s* after the last one has left, the source is closed;
+        later readers get the held items, then :class:`SourceClosed`.
 
-    Readers of an Observable get what ``ops.replay(buffer)`` with ``ops.ref_count()`` of
-    ``reactivex`` gives them, at the same times, but the source is subscribed to once: whoever comes
-    after its end, or after everybody has left, gets the first time's items and end, or
-    :class:`SourceClosed`, where ``ref_count`` subscribes anew and continues the sequence.
+    Readers of an Observable get the same items at the same times as with ``ops.replay(buffer)`` and
+    ``ops.ref_count()`` of ``reactivex``, except that the source is subscribed to only once: readers
+    after its end, or after all have left, get the held items and the end, or :class:`SourceClosed`,
+    where ``ref_count`` would subscribe again and continue the sequence.
 
     >>> from rx_backend.testing import run_virtual
     >>> async def engine():
@@ -91,7 +90,7 @@ def share_replay(
 
 
 class ShareReplay(OnWholeStreams):
-    """What :func:`share_replay` returns: call it with a stream, or hand it to ``pipe``."""
+    """The result of :func:`share_replay`: call it with a stream, or pass it to ``pipe``."""
 
     __slots__ = ("_ahead", "_buffer", "_linger_s")
 
@@ -114,7 +113,7 @@ class ShareReplay(OnWholeStreams):
         Share *source*, which the result owns from now on.
 
         Raises:
-            TypeError: It is no stream.
+            TypeError: It is not a stream.
         """
         return SharedStream(
             _items_of(source),

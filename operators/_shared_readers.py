@@ -1,4 +1,4 @@
-"""Who reads a shared stream: where each reader is, and which of them wait."""
+"""The readers of a shared stream: the position of each, and which of them wait."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ("Cursor", "Readers")
 
 class Cursor:
     """
-    Where one reader is.
+    The position of one reader.
 
     Attributes:
-        position: How many of the source's items it has.
-        takes: Whether it takes items; a mark is for a reader elsewhere, which waits unseen.
-        is_open: Whether it has not left.
+        position: How many of the source's items it has received.
+        takes: Whether it takes items; a mark, for a reader elsewhere, does not.
+        is_open: False once it has left.
     """
 
     __slots__ = ("is_open", "position", "takes")
@@ -27,10 +27,10 @@ class Cursor:
 
 class Readers:
     """
-    The readers and marks of one shared stream; ``len`` is how many there are.
+    The readers and marks of one shared stream; ``len`` is their number.
 
     Attributes:
-        fastest: The position of the fastest one; of the last one that left when there is none.
+        fastest: The position of the fastest one; if there is none, of the last one that left.
         waiting: The future of each reader that waits for an item.
     """
 
@@ -52,30 +52,30 @@ class Readers:
         return cursor
 
     def remove(self, cursor: Cursor) -> None:
-        """Take a reader away; if it waits, it is woken."""
+        """Remove a reader; if it waits, it is woken."""
         cursor.is_open = False
         self._cursors.discard(cursor)
         waiter = self.waiting.pop(cursor, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        # Those that keep up are all at one position: then the first that is looked at says so.
+        # Usually all readers keep up, and the first one checked is at the fastest position.
         if not any(each.position == self.fastest for each in self._cursors):
             self.fastest = max((each.position for each in self._cursors), default=self.fastest)
 
     def wait(self, cursor: Cursor, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Return what a reader waits for until :meth:`wake`, or until it is taken away."""
+        """Return a future that is done at :meth:`wake`, or when the reader is removed."""
         if cursor in self.waiting:
             raise RuntimeError("the reader is already being pulled by another task")
         waiter = self.waiting[cursor] = loop.create_future()
         return waiter
 
     def wake(self) -> None:
-        """Wake all that wait."""
+        """Wake all waiting readers."""
         waiting, self.waiting = self.waiting, {}
         for waiter in waiting.values():
             if not waiter.done():
                 waiter.set_result(None)
 
     def has_mark_in_front(self) -> bool:
-        """Return whether a mark is as far as the fastest: it counts as a reader that waits there."""
+        """Return whether a mark is as far as the fastest reader; it then counts as waiting."""
         return any(each.position == self.fastest for each in self._cursors if not each.takes)

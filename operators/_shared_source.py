@@ -31,16 +31,16 @@ class SourceClosed(RuntimeError):
 
 class SharedSource(Generic[T]):
     """
-    What the readers of a :class:`SharedStream` have in common.
+    The state that the readers of a :class:`SharedStream` share.
 
-    It pulls the source in one task, no further than the readers permit, and refers to none of their
-    handles, so that a lost one is noticed.
+    It pulls the source in one task, no further than the readers allow, and does not refer to their
+    handles, so that a dropped handle can be collected.
 
     Attributes:
-        log: What is held of the items.
-        loop: The event loop; None up to the first reader.
-        is_over: Nothing comes any more: the source has ended or failed, or was closed.
-        readers: Who reads.
+        log: The held items.
+        loop: The event loop; None before the first reader.
+        is_over: There are no more items: the source has ended or failed, or was closed.
+        readers: The readers and marks.
     """
 
     __slots__ = (
@@ -90,27 +90,27 @@ class SharedSource(Generic[T]):
 
     def open(self) -> None:
         """
-        Bind it to the running event loop.
+        Bind the source to the running event loop.
 
         Raises:
-            RuntimeError: No event loop runs, or it is another one than before.
+            RuntimeError: No event loop is running, or it is not the first reader's.
         """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError("a shared stream can be read on an event loop only") from None
+            raise RuntimeError("a shared stream can only be read on a running event loop") from None
         if self.loop is None:
             self._begin(cast("AsyncIterator[T]", self._source), loop)
         elif self.loop is not loop:
             raise RuntimeError(
-                "a shared stream can be read on the event loop of its first reader only"
+                "a shared stream can only be read on the event loop of its first reader"
             )
 
     def _begin(self, source: AsyncIterator[T], loop: asyncio.AbstractEventLoop) -> None:
         context = self._context = contextvars.copy_context()
         if isinstance(source, FusedRun):
             if source.event_loop is not loop:
-                raise RuntimeError("the source of a shared stream lives on another event loop")
+                raise RuntimeError("the source of a shared stream belongs to another event loop")
             self._pump = Pump(source, self._take, self._end, context)
         else:
             # The task of the pump runs in this context, so that the run need not enter it.
@@ -119,11 +119,11 @@ class SharedSource(Generic[T]):
             self._pump = Pump(run, self._take, self._end)
         self.loop, self._source = loop, None
         if isinstance(source, ObservableSource):
-            # One that pushes by itself does so from the first reader on.
+            # A source that pushes starts with the first reader.
             source.open()
 
     def join(self, position: int, *, takes: bool) -> Cursor:
-        """Add a reader, and call off that the stream is abandoned."""
+        """Add a reader, and cancel the pending abandonment."""
         self.open()
         if self._linger is not None:
             self._linger.cancel()
@@ -132,7 +132,7 @@ class SharedSource(Generic[T]):
         return cursor
 
     def leave(self, cursor: Cursor) -> None:
-        """Take a reader away; the last one leaves the stream abandoned. Idempotent."""
+        """Remove a reader; without any left, the stream is soon abandoned. Idempotent."""
         if not cursor.is_open:
             return
         self.readers.remove(cursor)
@@ -140,7 +140,7 @@ class SharedSource(Generic[T]):
             self._start_linger()
 
     def advance(self, cursor: Cursor, position: int) -> None:
-        """Note that a reader has the items up to *position*."""
+        """Record that a reader has the items up to *position*."""
         cursor.position = position
         if position > self.readers.fastest:
             self.readers.fastest = position
@@ -159,7 +159,7 @@ class SharedSource(Generic[T]):
         raise self._failure.with_traceback(self._traceback)
 
     def close(self) -> None:
-        """Drop the source without waiting; :meth:`wait_closed` waits. Idempotent; not unopened."""
+        """Drop the source, if opened, without waiting; :meth:`wait_closed` waits. Idempotent."""
         pump = self._pump
         if pump is None or (pump.source.has_ended and not pump.source.dropped):
             # It cleans up, and its end comes then.
@@ -213,7 +213,7 @@ class SharedSource(Generic[T]):
         finally:
             self._finish(failure)
         await source.aclose()
-        # What has ended may hold a request.
+        # An ended source may still refer to its request.
         self._pump = None
 
     def _finish(self, failure: BaseException | None) -> None:
@@ -226,7 +226,7 @@ class SharedSource(Generic[T]):
         self.readers.wake()
 
     def _start_linger(self) -> None:
-        """Close the source in a while, unless a reader comes: none is left."""
+        """Close the source after the linger time, unless a reader comes."""
         if self._is_abandoned:
             return
         if self._linger_s is None:

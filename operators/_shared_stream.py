@@ -28,24 +28,24 @@ class SharedStream(Observable[T], Generic[T]):
     """
     One source, read by any number of readers, each at its own pace.
 
-    One task pulls the source, while the fastest reader has read all but *ahead* of its items. What
-    came is held in *log*, so readers may come late, lag, and come back to where they were. A
-    position is how many items of the source a reader has.
+    One task pulls the source, at most *ahead* items ahead of the fastest reader. The items are held
+    in *log*, so readers may come late, lag, and resume where they were. A position is the number of
+    source items that a reader has received.
 
     Args:
         source: An asynchronous iterator, such as a ``rx_backend.ResponseStream``; the shared stream
             owns it.
-        log: What holds the items; all of them when left out.
-        ahead: How many items the source may be ahead of the fastest reader. With 0 it is pulled only
-            while a reader waits.
-        linger_s: How many seconds after the last reader has left the stream is abandoned; None for
-            never, and then the source is pulled on without readers.
-        on_abandoned: Called when the stream is abandoned, and then the source is pulled to its end.
-            When left out, the source is closed.
-        on_end: Awaited when the source has ended, with its failure or None, before the readers are
-            told; not where the stream was closed.
+        log: Holds the items; by default all of them.
+        ahead: How many items the source may be ahead of the fastest reader. With 0 it is pulled
+            only while a reader waits.
+        linger_s: How many seconds after the last reader has left the stream counts as abandoned;
+            None for never, which keeps pulling the source without readers.
+        on_abandoned: Called when the stream is abandoned, after which the source is pulled to its
+            end. By default the source is closed instead.
+        on_end: Awaited with the failure or None when the source has ended, before readers see the
+            end; not called when the stream is closed.
 
-    A stream that lost all references, to it and to its readers, is closed (row S7). It lives on the
+    Without references to it and to its readers, the stream is closed (row S7). It belongs to the
     event loop of its first reader.
 
     >>> from rx_backend.testing import run_virtual
@@ -98,12 +98,12 @@ class SharedStream(Observable[T], Generic[T]):
 
     @property
     def head(self) -> int:
-        """How many items the source has handed out."""
+        """How many items the source has yielded."""
         return self._shared.log.head
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing comes any more: the source has ended or failed, or was closed."""
+        """Whether there are no more items: the source has ended or failed, or was closed."""
         return self._shared.is_over
 
     @property
@@ -113,7 +113,7 @@ class SharedStream(Observable[T], Generic[T]):
 
     @property
     def fastest(self) -> int:
-        """The position of the fastest reader or mark; of the last one that left when there is none."""
+        """The position of the fastest reader or mark, or of the last one that left."""
         return self._shared.readers.fastest
 
     def read(self, after: int = 0) -> Reader[T]:
@@ -121,10 +121,10 @@ class SharedStream(Observable[T], Generic[T]):
         Return a reader of what comes after the first *after* items.
 
         Raises:
-            PositionDropped: These items are not held any more.
-            PositionUnknown: So many items have not come.
-            ValueError, TypeError: *after* is no position.
-            RuntimeError: Another event loop runs than that of the first reader, or none.
+            PositionDropped: These items are no longer held.
+            PositionUnknown: The source has not yet had that many items.
+            ValueError, TypeError: *after* is not a position.
+            RuntimeError: The running event loop is not the first reader's, or none runs.
         """
         check_position("after", after)
         if after < self.first:
@@ -135,18 +135,18 @@ class SharedStream(Observable[T], Generic[T]):
         """
         Return a mark for a reader elsewhere, which has the first *after* items.
 
-        It counts as a reader, and takes no items.
+        It counts as a reader, but takes no items.
 
         Raises:
-            PositionUnknown: So many items have not come.
-            ValueError, TypeError: *after* is no position.
-            RuntimeError: Another event loop runs than that of the first reader, or none.
+            PositionUnknown: The source has not yet had that many items.
+            ValueError, TypeError: *after* is not a position.
+            RuntimeError: The running event loop is not the first reader's, or none runs.
         """
         check_position("after", after)
         return ReaderMark(self, self._shared, self._join(after, takes=False))
 
     if not TYPE_CHECKING:
-        # For a type checker it is the method of Observable, with all its overloads.
+        # Type checkers see Observable's method, with all its overloads.
         def pipe(self, *operators: Callable[[Any], Any]) -> Any:
             """
             Apply ``reactivex`` operators.
@@ -162,7 +162,7 @@ class SharedStream(Observable[T], Generic[T]):
         Close the source without waiting: readers get what is held, then ``SourceClosed``.
 
         Raises:
-            RuntimeError: Another event loop runs than that of the first reader, or none.
+            RuntimeError: The running event loop is not the first reader's, or none runs.
         """
         self._shared.open()
         self._shared.close()
@@ -172,7 +172,7 @@ class SharedStream(Observable[T], Generic[T]):
         Close the source as :meth:`close`, and wait until it is released.
 
         Raises:
-            RuntimeError: Another event loop runs than that of the first reader.
+            RuntimeError: The running event loop is not the first reader's.
         """
         self.close()
         await self._shared.wait_closed()
@@ -212,5 +212,5 @@ class SharedStream(Observable[T], Generic[T]):
     def __del__(self) -> None:
         shared: SharedSource[Any] | None = getattr(self, "_shared", None)
         if shared is not None and shared.loop is not None and not shared.is_over:
-            # The collector may call this in any thread.
+            # The garbage collector may call this in any thread.
             defer_to_loop(shared.loop, shared.close)

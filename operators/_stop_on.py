@@ -40,37 +40,37 @@ def stop_on(
     End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
     The terminal has the finish reason ``stop``; when all answers have ended, the engine is closed
-    and not pulled again. The matched tokens are left out, so what may begin a sequence is held back
-    until that is decided, in whole chunks, as copies of the operator's own (row E6). A chunk of
-    which nothing is left does not come out. To stop on ``b c``, where ``S`` has no tokens::
+    and not pulled again. The matched tokens are removed, so chunks that may begin a sequence are
+    held back, as copies (row E6), until that is decided. A chunk left empty is dropped. To stop on
+    ``b c``, where ``S`` has no tokens::
 
         source  -a-b-a-bc-|
         result  -a---(ba)--(S|)
 
-    What is held back comes out with the source's terminal, and at its end. The sequence that is
-    complete first ends the answer; of several that end with the same token, the longest counts. It
-    may lie across chunks; the rest of the last one is left out, with the log probabilities and the
-    text of those tokens. A chunk's ``stop_reason``, where it has one, becomes the stop token, or
-    None for a sequence. Each answer (``index``) is searched by itself and waits for no other; what
-    the source still has for one that has ended is dropped.
+    Held-back chunks come out with the source's terminal or at its end. The first complete sequence
+    ends the answer; of several that end with the same token, the longest counts. It may span
+    chunks; the rest of the last one is removed, with the log probabilities and the text of those
+    tokens. If chunks have a ``stop_reason``, the terminal's is the stop token, or None for a
+    sequence. Each answer (``index``) is searched separately; further chunks of one that has ended
+    are dropped.
 
     Args:
         stop: A token id, or a list of token ids and of sequences of token ids: ``[2, [13, 13]]``
             stops on 2, and on 13 twice in a row. None, or an empty list: never, at no cost.
-        include: Whether the matched tokens come out too; then nothing is held back.
-        min_tokens: No stop before the answer has so many tokens, the matched ones included. A
-            sequence that is complete earlier is text like any other.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        include: Whether to keep the matched tokens; then nothing is held back.
+        min_tokens: Don't stop before the answer has this many tokens, including the matched ones. A
+            sequence that is complete earlier is ignored.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError, ValueError: *stop* is something else, or has an empty sequence, or a number is
-            out of range; when the operator is made.
+        TypeError, ValueError: *stop* has another type or an empty sequence, or a number is out of
+            range; when the operator is made.
 
-    Phase: chunks; behind what changes their tokens, and in front of what holds back text, as
-        :func:`limit_tokens` is.
-    Errors: source errors pass unchanged, behind what is held back.
-    On dispose: what is held back is dropped.
+    Phase: chunks; after operators that change their tokens, and before those that hold back text,
+        like :func:`limit_tokens`.
+    Errors: source errors pass unchanged, after the held-back chunks.
+    On dispose: held-back chunks are dropped.
 
     >>> import reactivex
     >>> from rx_backend import LLMEngineOutput
@@ -89,7 +89,7 @@ def stop_on(
 
 def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
     looks: dict[int, _Answer] = {}
-    # Where it matters how many tokens an answer has, all are counted.
+    # With min_tokens, every chunk visits, because all tokens are counted.
     out: Any = emit() if search.min_tokens else search.visits(looks, answers.ended)
     while True:
         try:
@@ -109,7 +109,7 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
         if end is None and chunk.finish_reason is None:
             out = search.let_out(chunk, answer)
             if not (answer.state or search.min_tokens):
-                # No sequence has begun: it is as if nothing had been seen of it.
+                # No sequence has begun: no state is needed.
                 del looks[index]
             continue
         if answers.end(index, cut=end is not None):
@@ -119,10 +119,10 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
 
 class _Search:
     """
-    What to stop on, and how: the same for all answers of a stream.
+    The search parameters, shared by all answers of a stream.
 
     Attributes:
-        min_tokens: How many tokens an answer has before it may be stopped.
+        min_tokens: How many tokens an answer must have before it may be stopped.
     """
 
     __slots__ = ("_include", "_table", "min_tokens")
@@ -133,12 +133,12 @@ class _Search:
         self.min_tokens = min_tokens
 
     def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
-        """Return which chunks to look at: all while a sequence has begun, else those with a start."""
+        """Return which chunks visit: all once a sequence has begun, else those that may begin one."""
         none_in = self._table.starts.isdisjoint
         return when(_MAY_MATTER, looks=looks, ended=ended, none_in=none_in)
 
     def end_in(self, chunk: Any, answer: _Answer) -> Any:
-        """Return the terminal that *chunk* becomes where a sequence is complete in it, else None."""
+        """Return *chunk* as a terminal if a sequence is complete in it, else None."""
         token_ids = chunk.token_ids
         if not answer.state and self._table.starts.isdisjoint(token_ids):
             answer.tokens += len(token_ids)
@@ -153,7 +153,7 @@ class _Search:
         return cut_last(chunk, kept, "stop", stop_reason)
 
     def let_out(self, chunk: Any, answer: _Answer) -> Any:
-        """Return what of an answer comes out now that *chunk* has come."""
+        """Return the chunks to hand out once *chunk* is added to an answer."""
         begun = 0 if self._include else self._table.begun[answer.state]
         if not begun and not answer.chunks:
             return chunk
@@ -166,7 +166,7 @@ _MAY_MATTER = f"looks or ended or not none_in(item.token_ids) or {IS_TERMINAL}"
 
 class _Answer:
     """
-    How far one answer has been searched, and its chunks that are held back.
+    The search state of one answer, and its held-back chunks.
 
     Attributes:
         state: The table's state after the last token.
@@ -187,7 +187,7 @@ class _Answer:
         self._held += len(chunk.token_ids)
 
     def let_out(self, begun: int) -> list[Any]:
-        """Give up the chunks before the last *begun* tokens."""
+        """Release the chunks before the last *begun* tokens."""
         out: list[Any] = []
         while self.chunks:
             rest = self._held - len(self.chunks[0].token_ids)
@@ -202,7 +202,7 @@ class _Answer:
         Keep the tokens before a complete sequence.
 
         Args:
-            tokens: Where it begins, counted from the next chunk; negative for within these.
+            tokens: Where it begins, counted from the next chunk; negative if within these.
 
         Returns:
             How many tokens of the next chunk stay.
@@ -225,7 +225,7 @@ def _held_back(answers: Iterable[_Answer]) -> list[Any]:
 
 
 def _sequences(stop: StopTokens) -> frozenset[tuple[int, ...]]:
-    """All of *stop* as sequences."""
+    """Return all of *stop* as sequences."""
     given = cast("object", stop)
     if given is None:
         return frozenset()

@@ -18,12 +18,12 @@ __all__ = ("stop_on_text",)
 def _check(stop: str | Sequence[str] | None, **_: object) -> None:
     given = cast("object", stop)
     if given is not None and not isinstance(given, str | Sequence):
-        raise TypeError(f"stop_on_text: stop: expected a text or a list of texts, got {given!r}")
+        raise TypeError(f"stop_on_text: stop: expected a string or list of strings, got {given!r}")
     for text in cast("Sequence[object]", _texts(stop)):
         if not isinstance(text, str):
-            raise TypeError(f"stop_on_text: stop: expected texts, got {text!r}")
+            raise TypeError(f"stop_on_text: stop: expected strings, got {text!r}")
         if not text:
-            raise ValueError("stop_on_text: stop: expected texts that are not empty, got ''")
+            raise ValueError("stop_on_text: stop: expected non-empty strings, got ''")
 
 
 @same_type
@@ -37,39 +37,39 @@ def stop_on_text(
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any] | None:
     """
-    End an answer when one of some texts appears in it (rows E3, S2, S8).
+    End an answer when one of some stop strings appears in its text (rows E3, S2, S8).
 
     For chunks with ``text``. The terminal has the finish reason ``stop`` and the stop string as its
     ``stop_reason``; when all answers have ended, the engine is closed and not pulled again. The
-    match may lie across chunks and is left out with its tokens, so what may begin one is held back
+    match may span chunks and is removed with its tokens, so text that may begin one is held back
     until that is decided. To stop on ``bc``, where each chunk has its letter as text, and ``S`` has
     none::
 
         source  -a-b-a-b-c-|
         result  -a---(ba)---(S|)
 
-    The match that is complete first ends the answer; of several that end at the same place, the
-    longest counts. What is held back comes out with the source's terminal, at its end, and in front
-    of a failure. Where a chunk is cut, a token goes with the first character of its text; without
-    the text of each token (``tokens``), all go with the part that stays. Each answer (``index``) is
-    searched by itself; what the source still has for one that has ended is dropped.
+    The first complete match ends the answer; of several that end at the same place, the longest
+    counts. Held-back text comes out with the source's terminal, at its end, and before a failure.
+    When a chunk is cut, a token goes with the first character of its text; without the text of each
+    token (``tokens``), all go with the part that is kept. Each answer (``index``) is searched
+    separately; further chunks of one that has ended are dropped.
 
     Args:
-        stop: A text, or a list of texts. None, or an empty list: never, at no cost.
-        include: True: the match comes out too, and nothing is held back.
-        min_tokens: No stop before the answer has so many tokens, those of the match included;
-            a chunk of text without token ids counts as one. A match that is complete earlier is
-            text like any other.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        stop: A string, or a list of strings. None, or an empty list: never, at no cost.
+        include: Whether to keep the match; then nothing is held back.
+        min_tokens: Don't stop before the answer has this many tokens, including those of the match;
+            a text chunk without token ids counts as one. A match that is complete earlier is
+            ignored.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        TypeError, ValueError: *stop* is something else, or has an empty text, or a number is out of
+        TypeError, ValueError: *stop* has another type or an empty string, or a number is out of
             range; when the operator is made.
 
-    Phase: chunks; behind what changes their text.
-    Errors: source errors pass unchanged, behind what is held back.
-    On dispose: what is held back is dropped.
+    Phase: chunks; after operators that change their text.
+    Errors: source errors pass unchanged, after the held-back text.
+    On dispose: held-back text is dropped.
 
     >>> import reactivex
     >>> from rx_backend import LLMEngineOutput
@@ -82,7 +82,7 @@ def stop_on_text(
     if not stops:
         return None
     longest = max(map(len, stops))
-    # With *include*, the end of the text that is out already, in which a match may begin.
+    # With *include*, the end of the text already handed out, in which a match may begin.
     passed: dict[int, str] = {}
 
     def step(tail: TextTail) -> Iterator[Any]:
@@ -103,7 +103,7 @@ def stop_on_text(
 def _first_match(
     stops: Iterable[str], before: str, tail: TextTail, min_tokens: int
 ) -> tuple[int, str] | None:
-    """Return where in the tail's text the first match ends, and of which text it is."""
+    """Return where in the tail's text the first match ends, and the stop string."""
     text = before + tail.text
     first: tuple[int, str] | None = None
     for stop in stops:

@@ -1,4 +1,4 @@
-"""A table of token sequences that finds them in a stream, each token being read once."""
+"""A table that finds token sequences in a stream, reading each token once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ Sequences = frozenset[tuple[int, ...]]
 
 class StopTable:
     """
-    The automaton of Aho and Corasick over token ids.
+    An Aho-Corasick automaton over token ids.
 
-    A state is a number; it stands for the longest end of what was read that begins a sequence.
-    State 0 is the start: no sequence has begun.
+    A state is a number, which stands for the longest suffix of the input that is a prefix of a
+    sequence. State 0 is the start: no sequence has begun.
 
     Args:
-        sequences: What to find; none is empty.
+        sequences: The sequences to find; none is empty.
 
     Attributes:
         starts: The tokens that a sequence begins with.
-        begun: For each state, how many of the tokens read last may belong to a sequence that is
-            not complete.
+        begun: For each state, how many of the last tokens may belong to an incomplete sequence.
         found: For each state, the length of the longest sequence that ends there, or 0.
     """
 
@@ -49,7 +48,7 @@ class StopTable:
         Args:
             state: The state after what was read before.
             token_ids: What to read.
-            ignored: A sequence that ends within so many tokens counts for nothing.
+            ignored: Ignore sequences that end within this many tokens.
 
         Returns:
             The state after that, how many tokens were read, and the length of the sequence that
@@ -80,7 +79,7 @@ class StopTable:
         self.found[state] = len(sequence)
 
     def _link(self) -> None:
-        """For each state, nearest first, find the next shorter end that begins a sequence too."""
+        """For each state, breadth first, find the next shorter suffix that is also a prefix."""
         waiting = deque(self._ways[0].values())
         while waiting:
             state = waiting.popleft()
@@ -95,5 +94,5 @@ class StopTable:
 
 @lru_cache(maxsize=128)
 def stop_table(sequences: Sequences) -> StopTable:
-    """Return the table of *sequences*, made once: a worker's requests have many in common."""
+    """Return the table of *sequences*, cached: a worker's requests share many."""
     return StopTable(sequences)

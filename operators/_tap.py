@@ -1,4 +1,4 @@
-"""Observers off the token path: what they do, and how long it takes, never disturbs the stream."""
+"""Observers off the token path, which never disturb the stream."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Limit: TypeAlias = Annotated[int, AtLeast(1, "item")]
 @dataclass(slots=True)
 class TapCounts:
     """
-    What observers got of the streams that they watch; one may serve many streams.
+    What observers received of their streams; one instance may count many streams.
 
     Attributes:
-        delivered: Items that an observer took.
-        missed: Items that came while the buffer was full, or were left when the time was up.
+        delivered: Items that an observer processed.
+        missed: Items that came while the buffer was full, or were left when the time ran out.
         failed: Items on which an observer raised.
     """
 
@@ -45,30 +45,30 @@ def tap(
     observe: Callable[[A], object], *, limit: Limit = 1024, counts: TapCounts | None = None
 ) -> Callbacks[A, A]:
     """
-    Show every item to *observe*, in order, after the turn of the event loop in which it came.
+    Show every item to *observe*, in order, after the event-loop iteration in which it came.
 
     Items pass through at once, whatever the observer does. It is called on the loop, so it must not
-    block; one that waits is for :func:`tap_async`::
+    block; use :func:`tap_async` for one that waits::
 
         source    -a-b-|
         result    -a-b-|
         observed  -a b
 
     Args:
-        observe: Gets each item. What it raises is counted, and logged once for a stream.
-        limit: How many items may wait within one turn, at least 1; the observer misses those
-            beyond it, which is logged once for a stream, at its end.
+        observe: Called with each item. Its exceptions are counted, and logged once per stream.
+        limit: How many items may wait within one iteration, at least 1; the observer misses those
+            beyond it, which is logged once per stream, at its end.
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
         ValueError: *limit* is less than 1; when the operator is made.
-        TypeError: *observe* can't be called; when the operator is made.
+        TypeError: *observe* is not callable; when the operator is made.
 
     Phase: anywhere.
-    Errors: source errors pass unchanged, after which the observer still gets what waits.
-    On dispose: the observer still gets what waits, in the same turn's end.
+    Errors: source errors pass unchanged; the observer still gets the waiting items.
+    On dispose: the observer still gets the waiting items, at the end of the same iteration.
 
-    Where no event loop runs, in a plain pipe, the observer is called at once.
+    Without a running event loop, in a plain pipe, the observer is called at once.
 
     >>> import reactivex
     >>> seen = []
@@ -91,28 +91,28 @@ def tap_async(
     """
     Show every item to the asynchronous *observe*, in order, in one task per stream.
 
-    Items pass through at once, however long the observer takes. Here it takes two frames for one::
+    Items pass through at once, however long the observer takes. Here it takes two frames per item::
 
         source    -abc--|
         result    -abc--|
         observed  -a b c
 
     Args:
-        observe: Awaited for each item. What it raises is counted, and logged once for a stream.
+        observe: Awaited with each item. Its exceptions are counted, and logged once per stream.
         limit: How many items may wait for the observer, at least 1; it misses those beyond it.
-        grace_s: How long the observer may continue after the stream has ended, in seconds; then it is
-            cancelled, and has missed the rest. What it missed is logged once for a stream, when the
-            observer has ended too.
+        grace_s: How long the observer may continue after the stream has ended, in seconds; then it
+            is cancelled, and misses the rest. Missed items are logged once per stream, when the
+            observer has ended.
         counts: Where to count what was delivered, missed and failed.
 
     Raises:
         ValueError: *limit* is less than 1, or *grace_s* negative; when the operator is made.
-        TypeError: *observe* can't be called; when the operator is made.
+        TypeError: *observe* is not callable; when the operator is made.
         RuntimeError: No event loop is running; when the operator starts.
 
     Phase: anywhere.
     Errors: source errors pass unchanged.
-    On dispose: the observer gets what waits, for *grace_s* at most.
+    On dispose: the observer still gets the waiting items, for at most *grace_s*.
 
     >>> import asyncio
     >>> from operators import fuse
@@ -137,7 +137,7 @@ def tap_async(
 
 
 class _Watch(ABC):
-    """What waits for one stream's observer, and what it missed."""
+    """The items that wait for one stream's observer, and those that it missed."""
 
     __slots__ = ("_counts", "_has_failed", "_limit", "_missed", "_observe", "_waiting")
 
@@ -159,7 +159,7 @@ class _Watch(ABC):
 
     @abstractmethod
     def _observe_soon(self) -> None:
-        """See to it that what waits is observed."""
+        """Schedule the observation of the waiting items."""
 
     def _miss(self, items: int) -> None:
         self._counts.missed += items
@@ -181,7 +181,7 @@ class _Watch(ABC):
 
 
 class _Tap(_Watch):
-    """An observer that is called on the loop, or at once where none runs."""
+    """An observer that is called on the loop, or at once if none runs."""
 
     __slots__ = ("_loop",)
 
@@ -206,7 +206,8 @@ class _Tap(_Watch):
             try:
                 self._observe(item)
             except (Exception, asyncio.CancelledError) as error:
-                # Nobody cancels a callback: that is a future's, which the observer asked.
+                # A callback can't be cancelled: this comes from a cancelled future that the
+                # observer asked.
                 self._fail(error)
             else:
                 self._counts.delivered += 1
@@ -216,7 +217,7 @@ class _Tap(_Watch):
 
 
 class _AsyncTap(_Watch):
-    """An observer that is awaited, in a task that lives while there is something to observe."""
+    """An observer that is awaited, in a task that runs while there are items."""
 
     __slots__ = ("_grace_s", "_loop", "_task")
 
@@ -267,12 +268,12 @@ class _AsyncTap(_Watch):
         task.add_done_callback(lambda _: self._end_observing())
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
-        # An observer that swallows the cancellation gets no more either.
+        # An observer that swallows the cancellation must not get more either.
         self._miss_rest()
         task.cancel()
 
     def _end_observing(self) -> None:
-        # Something is left where the task was cancelled before it began.
+        # Items are left if the task was cancelled before it started.
         self._miss_rest()
         self._report_missed()
 

@@ -1,4 +1,4 @@
-"""Hold back the end of each answer's text until it is decided."""
+"""Hold back the end of each answer's text until an operator has decided about it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def hold_back(
     scope: StreamScope | None = None,
 ) -> Stage[Any, Any]:
     """
-    Make the body of an operator that looks for something in text, across chunks.
+    Make the body of an operator that searches text across chunks.
 
-    *step* is called with each chunk that has text, when it has been added to the :class:`TextTail`
-    of its answer. It returns the chunks to hand out, which it takes from the tail; what it leaves
-    there is held back until its next call. With the answer's terminal, at the end of the stream and
-    in front of a failure of the source it is called for the last time (``tail.is_last``), and what
-    it leaves there then comes out by itself. A redactor::
+    *step* is called for each chunk with text, after it was added to the :class:`TextTail` of its
+    answer. It takes the chunks to hand out from the tail; the rest is held back until its next
+    call. With the answer's terminal, at the end of the stream and before a failure of the source it
+    is called for the last time (``tail.is_last``), and the rest then comes out by itself. A
+    redactor::
 
         @operator
         def redact(secret: str) -> Stage[Any, Any]:
@@ -44,14 +44,13 @@ def hold_back(
             return (yield from hold_back(step))
 
     Args:
-        step: Looks at an answer's tail. What it raises fails the stream, and nothing that is held
-            comes out.
-        limit: How many characters, and how many chunks, an answer may hold back; what is more comes
-            out, the oldest first.
-        answers: How many answers the request has; by default what the scope says, or 1. When *step*
+        step: Processes an answer's tail. An exception fails the stream, and held text is dropped.
+        limit: How many characters, and how many chunks, an answer may hold back; beyond that the
+            oldest come out.
+        answers: How many answers the request has; by default from the scope, else 1. When *step*
             has ended an answer with :meth:`TextTail.end`, and all others have ended too, the stream
             ends.
-        scope: The scope of the stream, which the operator has by a parameter of that name.
+        scope: The scope of the stream, from the operator's own parameter ``scope``.
     """
     tails: dict[int, TextTail] = {}
     open_answers = OpenAnswers(answers_of(answers, scope))
@@ -99,12 +98,12 @@ def _made_by(step: Callable[[TextTail], Iterable[Any]], tail: TextTail) -> list[
         chunks = iter(made)
     except TypeError:
         got = type(made).__name__
-        raise TypeError(f"hold_back: expected step to return chunks, got {got}") from None
+        raise TypeError(f"hold_back: step: expected an iterable of chunks, got {got}") from None
     return list(chunks)
 
 
 def _rest(tails: Iterable[TextTail], step: Callable[[TextTail], Iterable[Any]]) -> list[Any]:
-    """Return what is held where no more text comes, as *step* makes it."""
+    """Return the held chunks of all answers at the end, after a last *step*."""
     made: list[Any] = []
     for tail in tails:
         if not tail.is_empty:
@@ -115,19 +114,19 @@ def _rest(tails: Iterable[TextTail], step: Callable[[TextTail], Iterable[Any]]) 
 
 class TextTail:
     """
-    The chunks of one answer that are held back, as one text from which its beginning is taken.
+    The held-back chunks of one answer, as one text that is consumed from its beginning.
 
-    Token ids, and what runs beside them, travel with their text. Where a chunk is cut, a token goes
-    with the first character of its text; without the text of each token (``tokens``), all go with
-    the first part. What is handed out are copies, which the operator may change.
+    Token ids and their data stay with their text. When a chunk is cut, a token goes with the first
+    character of its text; without the text of each token (``tokens``), all go with the first part.
+    The chunks handed out are copies, which the operator may change.
 
     Args:
         index: Which of the request's answers it is.
 
     Attributes:
         index: Which of the request's answers it is.
-        text: The text that is held.
-        is_last: No more text comes: the answer's terminal is held too, or the stream is at its end.
+        text: The held text.
+        is_last: There is no more text: the answer's terminal is held too, or the stream has ended.
         has_ended: :meth:`end` was called.
     """
 
@@ -139,7 +138,7 @@ class TextTail:
         self.is_last = False
         self.has_ended = False
         self._held: list[_Held] = []
-        # The tokens of the chunks that are out.
+        # The tokens of the chunks already handed out.
         self._tokens = 0
 
     @property
@@ -151,7 +150,7 @@ class TextTail:
         """
         Return how many characters at the end of the text may begin one of *words*.
 
-        Where no more text comes it is decided: nothing is begun then.
+        With :attr:`is_last` that is 0: nothing can follow.
 
         >>> from rx_backend import LLMEngineOutput
         >>> tail = TextTail()
@@ -181,7 +180,7 @@ class TextTail:
 
     def tokens_before(self, place: int) -> int:
         """
-        Return how many tokens the answer has up to a place in the text, those handed out included.
+        Return how many tokens the answer has up to *place* in the text, including those handed out.
 
         A chunk whose content has no token ids counts as one.
         """
@@ -195,9 +194,9 @@ class TextTail:
 
     def take(self, characters: int) -> list[Any]:
         """
-        Return the chunks that the first *characters* of the text are in, and hold them no longer.
+        Return the chunks of the first *characters* of the text, and release them.
 
-        The last one is cut where it goes beyond. Chunks without text go with the text before them,
+        The last one is cut if it extends further. Chunks without text go with the text before them,
         the terminal with the last of the text.
         """
         out: list[Any] = []
@@ -218,14 +217,14 @@ class TextTail:
         return out
 
     def take_all_but(self, characters: int) -> list[Any]:
-        """Return all chunks but those that the last *characters* of the text are in."""
+        """Return all chunks except those of the last *characters* of the text."""
         return self.take(len(self.text) - characters)
 
     def replace(self, characters: int, text: str) -> list[Any]:
         """
         Return one chunk with *text* in place of the first *characters*, and without their tokens.
 
-        It is a copy of the chunk that they begin in. A terminal stays behind it, without text.
+        It is a copy of the chunk in which they begin. A terminal among them is kept, without text.
         """
         taken = self.take(characters)
         if not taken:
@@ -238,20 +237,20 @@ class TextTail:
 
     def drop(self, characters: int) -> list[Any]:
         """
-        Throw the first *characters* away, with their tokens; a terminal stays, without text.
+        Drop the first *characters*, with their tokens; a terminal is kept, without text.
 
-        There is no chunk to hand out: the list is empty, for ``yield from`` as with the others.
+        The returned list is empty, for ``yield from`` as with the other methods.
         """
         return self.replace(characters, "")
 
     def end(self, kept: int, *, stop_reason: str | None = None) -> list[Any]:
         """
-        Return the chunks of the first *kept* characters, the last being a terminal by ``stop``.
+        Return the chunks of the first *kept* characters, the last one a ``stop`` terminal.
 
-        What else is held is thrown away, and so is what the source still has for the answer.
+        The rest is dropped, and so are further chunks of the answer.
 
         Args:
-            kept: How many characters stay.
+            kept: How many characters to keep.
             stop_reason: What ended the answer, for chunks with a ``stop_reason``.
         """
         last = self._held[-1]
@@ -267,7 +266,7 @@ class TextTail:
         return [*out, cut_last(end, len(end.token_ids), "stop", stop_reason)]
 
     def rest(self) -> list[Any]:
-        """Return everything that is held."""
+        """Return all held chunks."""
         return self.take(len(self.text))
 
     def beyond(self, limit: int) -> list[Any]:
@@ -280,12 +279,12 @@ class TextTail:
 
 class _Held(NamedTuple):
     """
-    A chunk that is held.
+    A held chunk.
 
     Attributes:
         chunk: The chunk.
         weight: How many tokens it counts for.
-        lead: How many characters at its beginning belong to a token that is out already.
+        lead: How many characters at its beginning belong to a token already handed out.
     """
 
     chunk: Any
@@ -303,14 +302,14 @@ def _weight(chunk: Any) -> int:
 
 
 def _weight_to(held: _Held, characters: int) -> int:
-    """Return how many tokens a chunk counts for up to a place in its text, which is not its beginning."""
+    """Return how many tokens a chunk counts for up to a place after its beginning."""
     if characters >= len(_text(held.chunk)) or not held.chunk.token_ids:
         return held.weight
     return _tokens_to(held, characters)
 
 
 def _tokens_to(held: _Held, characters: int) -> int:
-    """Return how many tokens of a chunk begin within so many characters of its text."""
+    """Return how many tokens of a chunk begin within its first *characters*."""
     chunk = held.chunk
     ids = len(chunk.token_ids)
     texts = [text or "" for text in getattr(chunk, "tokens", None) or ()]
@@ -321,7 +320,7 @@ def _tokens_to(held: _Held, characters: int) -> int:
 
 
 def _first_part(held: _Held, characters: int) -> Any:
-    """Copy a chunk with so many characters of its text; it stays a terminal if it is one."""
+    """Copy a chunk with its first *characters*; it stays a terminal if it is one."""
     chunk, text = held.chunk, _text(held.chunk)
     if characters >= len(text) > 0:
         return copy.copy(chunk)
@@ -330,7 +329,7 @@ def _first_part(held: _Held, characters: int) -> Any:
 
 
 def _cut(held: _Held, characters: int) -> tuple[_Held, _Held]:
-    """Cut a chunk within its text; what marks a terminal goes with the second part."""
+    """Cut a chunk within its text; the fields of a terminal go with the second part."""
     chunk = held.chunk
     first = _first_part(held, characters)
     _open_end(first)
@@ -345,7 +344,7 @@ def _cut(held: _Held, characters: int) -> tuple[_Held, _Held]:
 
 
 def _open_end(chunk: Any) -> None:
-    """Take from a copy of a chunk what marks it as a terminal."""
+    """Remove the fields of a terminal from a copy of a chunk."""
     for name in ("finish_reason", "stop_reason", "completion_usage"):
         if getattr(chunk, name, None) is not None:
             setattr(chunk, name, None)

@@ -1,4 +1,4 @@
-"""Stamp the worker's trace identity on the chunks that the next worker reads it from."""
+"""Stamp the worker's trace link on the chunks from which the next worker reads it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def trace_link(
     """
     Stamp ``worker_trace_link`` on the first chunk with content (rows T3, T4, T5).
 
-    The first chunk with tokens, or with other content, carries *link*, also over one that the
-    engine set; later chunks are left alone. A stamped chunk is a copy: the engine's own object
-    stays as it was. Upper case is stamped here, ``h`` is a handshake::
+    The first chunk with tokens, or with other content, gets *link*, replacing one that the engine
+    set; later chunks are unchanged. A stamped chunk is a copy: the engine's own object is not
+    changed. Upper case is stamped here, ``h`` is a handshake::
 
         source  -h-a-b-|
         result  -h-A-b-|
 
     Args:
-        link: What to stamp; by default what the scope says; None for nothing, at no cost.
-        on_terminal: Whether to stamp a terminal chunk too unless it has a link already, also when it
-            has no content (prefill workers, row T4); by default what the scope says.
+        link: What to stamp; by default from the scope; None for nothing, at no cost.
+        on_terminal: Whether also to stamp a terminal that has no link yet, even without content
+            (prefill workers, row T4); by default from the scope.
         scope: The scope of the stream; filled in by a pipeline.
 
-    Phase: chunks; a part of the standard pipeline, behind ``until_terminal``.
+    Phase: chunks; part of the standard pipeline, after ``until_terminal``.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 
@@ -55,7 +55,7 @@ def trace_link(
 
 
 class _First(Hooks[Any, Any]):
-    """Puts one link on the first chunk with content."""
+    """Stamps the first chunk with content."""
 
     __slots__ = ("_link",)
 
@@ -71,7 +71,7 @@ class _First(Hooks[Any, Any]):
 
 
 class _FirstAndTerminals(_First):
-    """Puts it on terminals without one too."""
+    """Also stamps terminals without a link."""
 
     __slots__ = ("_has_content",)
 

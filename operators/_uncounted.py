@@ -1,4 +1,4 @@
-"""Tell of chunks whose tokens can't be counted."""
+"""Warn of chunks whose tokens can't be counted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ("warn_of_uncounted",)
 
 @cache
 def warn_of_uncounted(operator: str) -> None:
-    """Warn, once in a process, that an operator which counts token ids has had text without any."""
+    """Warn, once per process, that an operator which counts token ids saw text without any."""
     _log.warning(
-        "%s: an answer has text and no token ids: its tokens are not counted; see the engine's "
-        "options for token ids, or leave the operator out",
+        "%s: an answer has text but no token ids, so its tokens are not counted: enable token ids "
+        "in the engine, or remove the operator",
         operator,
     )
 

@@ -22,24 +22,24 @@ def until_terminal(
     """
     End the stream with the terminal of its last answer (rows E3, S2).
 
-    A terminal is a chunk whose ``finish_reason`` is set. It is handed out, and then nothing that
-    the source still has (row S8)::
+    A terminal is a chunk whose ``finish_reason`` is set. It is handed out, but nothing after it
+    (row S8)::
 
         source  ---a-b-T-c-|
         result  ---a-b-(T|)
 
-    With several answers, distinguished by ``index``, each has a terminal of its own. What the source
-    has for an answer behind its terminal is dropped, and the last terminal ends the stream. An
-    error terminal ends its answer only, a failure of the source ends all.
+    With several answers, distinguished by ``index``, each has its own terminal. Chunks of an answer
+    after its terminal are dropped, and the last terminal ends the stream. An error terminal ends
+    only its answer, a failure of the source ends all.
 
     Args:
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: *answers* is no such number; when the operator is made.
+        ValueError: *answers* is below 1; when the operator is made.
 
-    Phase: chunks; a part of the standard pipeline, behind ``validate_chunks``.
+    Phase: chunks; part of the standard pipeline, after ``validate_chunks``.
     Errors: source errors pass unchanged.
     On dispose: nothing.
 
@@ -68,5 +68,5 @@ def until_terminal(
     return Callbacks(look, only=f"ended or {IS_TERMINAL}", names={"ended": ended})
 
 
-# Without state, so that all streams share it.
+# Stateless, so all streams share it.
 _ONE_ANSWER: Callbacks[Any, Any] = Callbacks(complete_with, only=IS_TERMINAL)

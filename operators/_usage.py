@@ -1,4 +1,4 @@
-"""Say what a request cost, in tokens."""
+"""Report what a request cost, in tokens."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ def usage(
     """
     Write ``completion_usage`` on the last terminal, and report it however the stream ends.
 
-    Token ids are counted, not chunks, of all answers together, as OpenAI does; of text without
-    token ids none are, of which the log has a warning, once in a process. The last terminal comes
-    out as a copy with the usage, unless the engine set one; other chunks pass unchanged. What an
-    engine has set on the terminals of other answers, each with its own tokens, is left out of it, so
-    that all of them add up to the whole. With a prompt of 3 tokens, ``U`` is ``T`` with a usage of 3
-    and 2 tokens::
+    Token ids are counted, not chunks, over all answers, as OpenAI does; text without token ids is
+    not counted, and a warning is logged once per process. The last terminal comes out as a copy
+    with the usage, unless the engine set one; other chunks pass unchanged. Tokens that the engine
+    reported on the terminals of other answers are not included again, so that all usages add up to
+    the total. With a prompt of 3 tokens, ``U`` is ``T`` with a usage of 3 and 2 tokens::
 
         source  -a-b-T|
         result  -a-b-U|
@@ -48,19 +47,19 @@ def usage(
 
     Args:
         prompt_tokens: How many tokens the prompt has.
-        make: Makes a usage of the counts of prompt and generated tokens, and adds up the total:
+        make: Makes a usage from the counts of prompt and generated tokens, including the total:
             ``rx_backend.protocols.usage``.
-        on_end: Called once at the end, whichever way, with the usage that the terminals carried, of
-            all answers together; without the last terminal (cancelled, dropped, failed) with what was
-            counted so far.
-        answers: How many answers the request has, 1 at least; by default what the scope says, or 1.
+        on_end: Called once at the end, however the stream ends, with the usage of all answers from
+            their terminals; without the last terminal (cancelled, dropped, failed) with the counts
+            so far.
+        answers: How many answers the request has, at least 1; by default from the scope, else 1.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: *prompt_tokens* or *answers* is no such number; when the operator is made.
-        TypeError: *make* or *on_end* can't be called; when the operator is made.
+        ValueError: *prompt_tokens* or *answers* is out of range; when the operator is made.
+        TypeError: *make* or *on_end* is not callable; when the operator is made.
 
-    Phase: chunks; behind what ends the stream or takes tokens out.
+    Phase: chunks; after operators that end the stream or remove tokens.
     Errors: source errors pass unchanged, after *on_end*.
     On dispose: *on_end* is called.
 
@@ -75,7 +74,7 @@ def usage(
     answers = answers_of(answers, scope)
     tokens, has_text = 0, False
     open_answers = OpenAnswers(answers)
-    # What the terminals of other answers say.
+    # Tokens reported by the terminals of other answers.
     told = 0
     reported: U | None = None
     out: Any = emit()

@@ -1,4 +1,4 @@
-"""Let nothing but well-formed chunks through."""
+"""Let only well-formed chunks through."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ def validate_chunks(
 
     Args:
         chunk_type: The exact class of a chunk.
-        convert: Makes a chunk of any other item; raises when that can't be done.
+        convert: Converts any other item to a chunk; raises if it can't.
         error: Makes the exception for a malformed chunk from a message that names the field.
-        normalize: Sees every terminal, and other chunks that are not of one token; returns the chunk
-            back, or a corrected copy, or raises.
+        normalize: Called with every terminal, and with every chunk that does not have exactly one
+            token; returns the chunk, or a corrected copy, or raises.
 
-    Phase: chunks; a part of the standard pipeline, first of all.
-    Errors: source errors pass unchanged. A token id that is no ``int``, negative, or beyond 32
-        bits fails the stream with *error*, an item that is no chunk with what *convert* raises.
+    Phase: chunks; part of the standard pipeline, first.
+    Errors: source errors pass unchanged. A token id that is not an ``int``, negative, or beyond 32
+        bits fails the stream with *error*; an item that is not a chunk fails it with what *convert*
+        raises.
     On dispose: nothing.
 
     >>> import reactivex
@@ -67,7 +68,7 @@ def validate_chunks(
 
 
 _LIMIT = (1 << 32) - 1
-# Anything but a chunk of one plausible token. Comparing with an int of one digit, to CPython, is
+# Anything but a chunk of one plausible token. Comparing with an int of one digit (in CPython) is
 # several times faster than with the real limit.
 _IS_UNUSUAL = (
     "type(item) is not chunk_type or type(ids := item.token_ids) is not list "

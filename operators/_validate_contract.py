@@ -23,8 +23,8 @@ def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
     """
     Fail a stream in which an answer continues after its terminal, or has none (rows E3, S8).
 
-    Answers are distinguished by ``index``; none is 0. For tests and engine development: ahead of
-    ``until_terminal`` in a production pipeline it could only see a missing terminal. ``T`` is a
+    Answers are distinguished by ``index``, 0 by default. For tests and engine development; after
+    ``until_terminal``, in a production pipeline, it would only see a missing terminal. ``T`` is a
     terminal::
 
         source  ---a-T-b-|
@@ -36,13 +36,13 @@ def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
         result  ---a-#
 
     Args:
-        answers: How many answers the request has, 1 at least.
+        answers: How many answers the request has, at least 1.
 
     Raises:
-        ValueError: *answers* is no such number; when the operator is made.
+        ValueError: *answers* is below 1; when the operator is made.
 
-    Phase: chunks; in front of ``until_terminal``, in tests and engine development.
-    Errors: source errors pass unchanged; they end a stream as well as a terminal does.
+    Phase: chunks; before ``until_terminal``, in tests and engine development.
+    Errors: source errors pass unchanged; they are a valid end, like a terminal.
     On dispose: nothing; a dropped stream breaks no rule.
 
     >>> import reactivex

@@ -1,4 +1,4 @@
-"""What an adapter is built from: plans and runs, outcomes, and the forms that cost least."""
+"""What an adapter is built from: plans and runs, outcomes, and the cheapest operator forms."""
 
 from operators._answers import OpenAnswers
 from operators._chunk import HAS_CONTENT, IS_TERMINAL

@@ -1,17 +1,16 @@
 """
 What is needed to write an operator; see :func:`operator` for how that is done.
 
-These are values and types, of which ``help()`` knows nothing:
+These are values and types, which ``help()`` does not show:
 
 - ``SCOPE``: the default of a parameter ``scope``, filled in with the request's when a stage starts.
-- ``AnyOperator``: what may stand in a pipeline's list.
+- ``AnyOperator``: anything that a pipeline's list may contain.
 - ``Clock``: a monotonic clock, in seconds: ``time.monotonic``, or a virtual loop's ``time``.
-- ``SameTypeOperator``: an operator that hands out items of the type that it takes; to a type checker
-  more than an ``Operator``.
+- ``SameTypeOperator``: an ``Operator`` whose output type is its input type.
 - ``Seconds``: a positive number of seconds, as the type of an operator's argument.
 - ``StopTokens``: a token id, or several token ids and sequences of token ids.
 - ``Takes``: what an operator takes: ``chunks``, ``items`` or ``anything``.
-- ``Transform[A, B]``: what makes items B of items A: an operator, ours or one of ``reactivex``.
+- ``Transform[A, B]``: an operator, ours or of ``reactivex``, that turns items A into items B.
 """
 
 from operators._chunk import Chunk, Clock, answer_of

@@ -1,4 +1,4 @@
-"""Dropped streams that are drained for a while: their owner, and their bounds."""
+"""Dropped streams that are being drained: their owner, and their limits."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ("Drains",)
 
 class Drains:
     """
-    Own the streams that ``drain_until_first_token`` drains after a drop, and bound them.
+    Own the streams that ``drain_until_first_token`` drains after a drop, and limit them.
 
-    Make one for a process, and close it before the engine is cleaned up. It is an asynchronous
-    context manager too.
+    Make one per process, and close it before the engine is cleaned up. It is also an asynchronous
+    context manager.
 
     Args:
-        limit: How many streams may be drained at once; one more is closed at its drop, as it would be
+        limit: How many streams may be drained at once; further ones are closed at their drop, as
             without the operator. 0 for none.
-        timeout_s: How long one may take to its first token, in seconds.
+        timeout_s: How long a drain may take to its first token, in seconds.
         grace_s: How long the engine may take to end after the abort, in seconds.
 
     Attributes:
-        drained: How many came to their first token, or to their end, in time.
-        timed_out: How many didn't, those that :meth:`aclose` cut off included.
-        refused: How many were closed at their drop, because there were too many.
+        drained: How many reached their first token, or their end, in time.
+        timed_out: How many didn't, including those that :meth:`aclose` cut off.
+        refused: How many were closed at their drop because of the limit.
 
     Raises:
-        TypeError, ValueError: An argument is no number, or out of range; names it.
+        TypeError, ValueError: An argument is not a number, or out of range; names it.
 
     >>> Drains(limit=-1)
     Traceback (most recent call last):
@@ -53,7 +53,7 @@ class Drains:
         self.timed_out = 0
         self.refused = 0
         self._is_closed = False
-        # The drains, and how to cut each off.
+        # The drains, and the function that cuts each off.
         self._tasks: dict[asyncio.Task[None], Callable[[], None]] = {}
         self._held: set[object] = set()
 
@@ -72,11 +72,11 @@ class Drains:
         return False
 
     def hold(self, stream: object) -> None:
-        """Keep what a dropped stream needs from the collector, which would close it."""
+        """Keep a stream alive, so that the garbage collector does not close it."""
         self._held.add(stream)
 
     def release(self, stream: object) -> None:
-        """Keep it no longer. Idempotent."""
+        """Undo :meth:`hold`. Idempotent."""
         self._held.discard(stream)
 
     def own(self, task: asyncio.Task[None], cut_off: Callable[[], None]) -> None:
@@ -91,11 +91,10 @@ class Drains:
 
     async def aclose(self, timeout_s: float | None = None) -> None:
         """
-        Take no more streams, and wait for those that are being drained.
+        Accept no more streams, and wait for those that are being drained.
 
         Args:
-            timeout_s: Cut off the rest after so many seconds; by default each has the
-                time that it would have anyway.
+            timeout_s: Cut off the rest after this many seconds; by default their own limits apply.
         """
         self._is_closed = True
         if self._tasks:

@@ -20,11 +20,11 @@ def add_event(
     attributes: Mapping[str, AttributeValue] | None = None,
 ) -> None:
     """
-    Add an event to *span* at the time of now.
+    Add an event to *span* with the current time.
 
-    The first token's comes ahead of it where that was not written yet: nothing is written while
-    tokens flow, and viewers show events in the order in which they were added. A span that has
-    ended gets none: a stream may continue after its request.
+    If the first token's event is not yet written, it is added first: nothing is written while
+    tokens flow, and viewers show events in insertion order. A span that has ended gets none: a
+    stream may continue after its request.
     """
     if not span.is_recording():
         return
@@ -36,7 +36,7 @@ def add_event(
 
 
 def add_first_token(span: Span, times: TokenTimes) -> None:
-    """Add the first token's event, at its own time; nothing before it came, or for a second time."""
+    """Add the first token's event, with its own time, once the token has arrived. Idempotent."""
     if times.times and times.epoch_ns is not None and not times.is_first_told:
         times.is_first_told = True
         span.add_event(names.FIRST_TOKEN, timestamp=times.epoch_ns_of(times.times[0]))

@@ -1,4 +1,4 @@
-"""When a request's tokens came: the figures that spans, metrics and reports are made of."""
+"""When a request's tokens arrived: the source of the figures in spans, metrics and reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ C = TypeVar("C", bound=Chunk)
 
 @dataclass(frozen=True, slots=True)
 class LatencyFigures:
-    """Average, median, 99th percentile and maximum of some latencies, in ms, two decimals."""
+    """Average, median, 99th percentile and maximum of some latencies, in ms, to two decimals."""
 
     avg_ms: float
     p50_ms: float
@@ -30,7 +30,7 @@ class LatencyFigures:
 
 def nearest_rank(ordered: Sequence[float], q: float) -> float:
     """
-    Return the *q* quantile of values in rising order by the nearest rank (row F4).
+    Return the *q* quantile of values in ascending order by nearest rank (row F4).
 
     The index is ``(n - 1) * q`` rounded, halves up; no value is interpolated.
 
@@ -52,31 +52,30 @@ def latency_figures(samples_ms: Sequence[float]) -> LatencyFigures | None:
 
 class TokenTimes:
     """
-    When the chunks with content of one request came, 8 bytes for each, and how many tokens.
+    When the chunks with content of one request arrived, at 8 bytes each, and how many tokens.
 
-    ``itl_window`` fills it; make one per request. Figures can be asked for at any moment.
+    ``itl_window`` fills it; create one per request. Figures can be read at any time.
 
     Args:
-        clock: Monotonic clock, in seconds; read only by what fills the record.
+        clock: Monotonic clock, in seconds; read only by the code that fills the record.
         epoch_ns: The time of day at the clock's zero, in ns since 1970, for :meth:`epoch_ns_of`;
-            None where no times are written down.
+            None if no wall-clock times are needed.
         answers: How many answers the request has.
 
     Attributes:
         setup_ms: How long the engine's set-up took; None when not measured (row F2).
         started: The clock when the stream began: the engine's set-up had returned (row F2).
-        is_timed: Whether times are noted; False before the stream began, and where tokens are only
+        is_timed: Whether times are recorded; False before the stream starts, and if tokens are only
             counted.
         is_counted: Whether tokens are counted, with their times or without.
-        is_first_told: Whether the first token was written down as an event of the span.
+        is_first_told: Whether the first token was written as an event of the span.
         answers: How many answers the request has.
         finish_reasons: Those of the terminals so far, by the index of their answer.
         times: The clock at each chunk that had content, in seconds.
-        sizes: Tokens of the chunks that had more than one, by their place in ``times``.
-        without_ids: The places in ``times`` of chunks whose content has no token ids.
+        sizes: Tokens of the chunks that had more than one, by their index in ``times``.
+        without_ids: The indexes in ``times`` of chunks whose content has no token ids.
         counted: Tokens of the chunks that were only counted.
-        usage_tokens: The ``completion_tokens`` that the terminals tell, of all answers together;
-            None where they don't.
+        usage_tokens: The sum of the terminals' ``completion_tokens``; None if they have none.
     """
 
     __slots__ = (
@@ -119,9 +118,9 @@ class TokenTimes:
     @property
     def output_tokens(self) -> int:
         """
-        How many tokens came, in all chunks together (row F1).
+        How many tokens there were, in all chunks (row F1).
 
-        The token ids; where there were none, what the terminals tell in their usage.
+        The number of token ids; if there were none, the number in the terminals' usage.
         """
         ids, sizes = len(self.times) - len(self.without_ids) + self.counted, self.sizes
         if sizes:
@@ -142,7 +141,7 @@ class TokenTimes:
 
     @property
     def later_tokens(self) -> int:
-        """How many tokens came behind the first chunk; without any token ids, how many chunks."""
+        """How many tokens followed the first chunk; without any token ids, how many chunks."""
         chunks, without_ids = len(self.times), self.without_ids
         if len(without_ids) == chunks:
             return max(chunks - 1, 0)
@@ -150,7 +149,7 @@ class TokenTimes:
         return self.output_tokens - (0 if is_first_without else self.sizes.get(0, 1))
 
     def look(self, chunk: C) -> C:
-        """Note a chunk, except for one token, which is noted in passing; return it."""
+        """Record a chunk unless it has one token, which the condition has recorded; return it."""
         tokens = len(chunk.token_ids)
         if tokens != 1 and has_content(chunk):
             self.note_content(tokens)
@@ -159,7 +158,7 @@ class TokenTimes:
         return chunk
 
     def count(self, chunk: C) -> C:
-        """Count the tokens of a chunk, except for one, which is counted in passing; return it."""
+        """Count the tokens of a chunk unless the condition has counted its only one; return it."""
         tokens = len(chunk.token_ids)
         if tokens > 1:
             self.counted += tokens
@@ -168,12 +167,12 @@ class TokenTimes:
         return chunk
 
     def look_at_terminal(self, chunk: C) -> C:
-        """Note the end of an answer, and return its chunk."""
+        """Record the end of an answer, and return its chunk."""
         self.note_terminal(chunk)
         return chunk
 
     def note_content(self, tokens: int) -> None:
-        """Note that a chunk with content comes now, with so many token ids."""
+        """Record that a chunk with content arrives now, with *tokens* token ids."""
         if not tokens:
             if not isinstance(self.without_ids, array):
                 self.without_ids = array("L")
@@ -183,18 +182,18 @@ class TokenTimes:
         self.times.append(self.clock())
 
     def note_terminal(self, chunk: Chunk) -> None:
-        """Note the end of an answer: its finish reason, and its usage where it has one."""
+        """Record the end of an answer: its finish reason, and its usage if any."""
         self.finish_reasons.setdefault(answer_of(chunk), chunk.finish_reason)
         tokens = getattr(getattr(chunk, "completion_usage", None), "completion_tokens", None)
         if tokens is not None:
             self.usage_tokens = (self.usage_tokens or 0) + tokens
 
     def epoch_ns_of(self, clock_s: float) -> int | None:
-        """Return a time of the clock as ns since 1970; None where the record does not know."""
+        """Return a time of the clock as ns since 1970; None without *epoch_ns*."""
         return None if self.epoch_ns is None else self.epoch_ns + int(clock_s * 1e9)
 
     def count_one(self) -> None:
-        """Count a token without a look at the clock."""
+        """Count a token without reading the clock."""
         self.counted += 1
 
     @property
@@ -210,16 +209,16 @@ class TokenTimes:
         """Return the figures of :meth:`itl_ms` (row F4), without making that list; None without a gap."""
         count = len(self.times)
         if count > 1 and count != self._itl[0]:
-            # Several ask for them at a request's end, and sorting takes its time.
+            # Several observers read them at a request's end, and sorting is expensive.
             self._itl = count, _figures(sorted(self._gaps()), 1000.0)
         return self._itl[1]
 
     def itl_per_token_ms(self) -> list[float]:
         """
-        Share the gaps out over the tokens of their chunk, one figure per token, in ms (row F5).
+        Divide each gap among the tokens of its chunk, one figure per token, in ms (row F5).
 
-        A chunk of three tokens 30 ms after the one before it gives 10, 10, 10, and one without
-        token ids nothing.
+        A chunk of three tokens 30 ms after its predecessor yields 10, 10, 10; one without token ids
+        yields nothing.
         """
         figures: list[float] = []
         without_ids = frozenset(self.without_ids)
@@ -235,7 +234,7 @@ class TokenTimes:
 
 
 def worst_reason(reasons: Sequence[Any]) -> Any:
-    """Return an error if there is one, else ``cancelled``, else the first (row P11); None of none."""
+    """Return an error if there is one, else ``cancelled``, else the first (row P11); or None."""
     return reasons[0] if len(reasons) == 1 else max(reasons, key=_badness, default=None)
 
 

@@ -66,8 +66,8 @@ class EngineAdapter(Generic[T_co]):
             the adapter is made, or else each span (row P8).
 
     Raises:
-        InvalidArgument: *engine* is no engine, *mode* is unknown, *pipeline* is neither, or another
-            argument is of another type.
+        InvalidArgument: *engine* is not an engine, *mode* is unknown, *pipeline* is neither a
+            pipeline nor a function, or another argument has the wrong type.
 
     >>> import asyncio
     >>> from rx_backend import PreprocessedRequest
@@ -95,7 +95,7 @@ class EngineAdapter(Generic[T_co]):
         record: bool | None = None,
     ) -> None:
         if not is_engine(engine):
-            raise InvalidArgument(f"engine: expected one with generate(), got {engine!r}")
+            raise InvalidArgument(f"engine: expected an engine with generate(), got {engine!r}")
         self.engine = engine
         self.mode = DisaggregationMode.parse(mode)
         source = standard_pipeline if pipeline is None else pipeline
@@ -129,7 +129,7 @@ class EngineAdapter(Generic[T_co]):
         """
         Return an adapter for the same engine with *operators* added to its pipeline.
 
-        One that takes chunks is added after the other chunk operators, any other one at the end.
+        A chunk operator is added after the other chunk operators, any other at the end.
 
         Raises:
             InvalidArgument: Something is not an operator.
@@ -147,7 +147,7 @@ class EngineAdapter(Generic[T_co]):
     def _pipeline_with(self, operators: Sequence[AnyOperator]) -> PipelineSource:
         fixed = as_pipeline(self.pipeline)
         try:
-            # What a function returns is not known yet: the operators are tried on another pipeline.
+            # The function's result is not known yet, so validate the operators on another pipeline.
             changed = (fixed or standard_pipeline).with_operators(*operators)
         except NotAnOperator as error:
             raise InvalidArgument(f"with_operators: {error}") from error
@@ -158,14 +158,14 @@ class EngineAdapter(Generic[T_co]):
 
     def draw(self) -> str:
         """
-        Return a drawing of the pipeline: what is fused, and what leaves the consumer's pull.
+        Return a drawing of the pipeline: what is fused, and what runs outside the consumer's pull.
 
         Raises:
-            InvalidArgument: The pipeline is a function of the scope: draw what it returns.
+            InvalidArgument: The pipeline is a function of the scope; draw its result instead.
         """
         if self._plan is None:
             raise InvalidArgument(
-                "draw: the pipeline is a function of a request's scope; draw what it returns"
+                "draw: the pipeline is a function of a request's scope; draw its result"
             )
         return drawn(self._plan)
 
@@ -255,7 +255,7 @@ class EngineAdapter(Generic[T_co]):
         try:
             return plan_for(cast("Callable[[RequestScope], object]", make)(scope))
         except Exception as error:
-            # It keeps its kind and its text, as a failure of the engine does.
+            # It keeps its kind and its message, like a failure of the engine.
             error.add_note(f"raised by the pipeline {getattr(make, '__qualname__', repr(make))}")
             raise
 
@@ -275,8 +275,8 @@ def _answers(request: PreprocessedRequest) -> int:
     Return how many answers a request asks for.
 
     Raises:
-        TypeError: That is no such number, or the model has no name; nobody else would notice before
-            the end of the stream, or without metrics.
+        TypeError: The number or the model's name has the wrong type, which otherwise would only
+            show at the end of the stream, or with metrics.
     """
     answers = request.sampling_options.n or 1
     if type(answers) is not int or answers < 1 or not isinstance(request.model, str):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -14,15 +14,15 @@ HIGHEST_PORT = 65535
 
 def port_number(setting: str, text: str, highest: int = HIGHEST_PORT) -> int:
     """
-    Return the port in a text; 0 is any.
+    Return the port in *text*; 0 means any.
 
     Args:
-        setting: What the text is from, for the error.
+        setting: The setting that *text* comes from, for the error.
         text: The text.
-        highest: The highest port that is possible.
+        highest: The highest valid port.
 
     Raises:
-        InvalidArgument: It is no port.
+        InvalidArgument: It is not a port.
 
     >>> port_number("PORT", "8000")
     8000
@@ -38,7 +38,7 @@ def port_number(setting: str, text: str, highest: int = HIGHEST_PORT) -> int:
 
 def host_and_port(host: str, port: int) -> str:
     """
-    Return an address as URLs have it.
+    Return an address in the form used in URLs.
 
     >>> host_and_port("localhost", 8000), host_and_port("::1", 8000)
     ('localhost:8000', '[::1]:8000')
@@ -51,16 +51,16 @@ def cannot_listen(setting: str, host: str, port: int, error: OSError | UnicodeEr
     Return the message for an address that can't be listened on, with the system's reason.
 
     Args:
-        setting: What names the address.
+        setting: The setting with the address.
         host: The address.
         port: The port.
-        error: What listening on it has raised.
+        error: The error of listening on it.
 
     >>> cannot_listen("--port", "::1", 80, PermissionError(13, "with the address in its text"))
     "--port: can't listen on [::1]:80: Permission denied"
     """
-    # An event loop's own text has the address too; that of a name's look-up has no number. From
-    # Python 3.13 on asyncio gives none either for an address that isn't this machine's.
+    # An event loop's message repeats the address; an error of name resolution has no number. On
+    # Python 3.13 and later asyncio sets none for an address that isn't local.
     number = getattr(error, "errno", 0)
     number = errno.EADDRNOTAVAIL if number is None else number
     reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error

@@ -11,7 +11,7 @@ from rx_backend.errors import InvalidArgument
 
 __all__ = ("file_path", "fraction", "function", "instance", "number", "text", "whole")
 
-# An `int` above is no `float`.
+# An `int` above this can't be a `float`.
 _LARGEST = sys.float_info.max
 
 
@@ -40,7 +40,7 @@ def number(
 
 
 def fraction(name: str, value: object) -> float:
-    """Return *value* if it is between 0 and 1, both included, else raise `InvalidArgument`."""
+    """Return *value* if it is between 0 and 1, inclusive, else raise `InvalidArgument`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise InvalidArgument(f"{name}: expected a number from 0 to 1, got {value!r}")
@@ -50,7 +50,7 @@ def text(name: str, value: object) -> str:
     """Return *value* if it is a string that is not blank, else raise `InvalidArgument`."""
     if isinstance(value, str) and value.strip():
         return value
-    raise InvalidArgument(f"{name}: expected a text that is not blank, got {value!r}")
+    raise InvalidArgument(f"{name}: expected a non-blank string, got {value!r}")
 
 
 def file_path(name: str, value: object) -> Path:
@@ -62,7 +62,7 @@ def file_path(name: str, value: object) -> Path:
 
 
 def function(name: str, value: object) -> None:
-    """Raise `InvalidArgument` unless *value* can be called, and returns nothing to be awaited."""
+    """Raise `InvalidArgument` unless *value* is callable and not async."""
     if not callable(value) or inspect.iscoroutinefunction(value):
         raise InvalidArgument(f"{name}: expected a function that is not async, got {value!r}")
 

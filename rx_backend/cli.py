@@ -20,6 +20,8 @@ __all__ = ("main",)
 # The last two are those of a shell, for a process that SIGINT or SIGPIPE has ended.
 _FAILED, _BAD_USAGE, _INTERRUPTED, _UNREAD = 1, 2, 130, 141
 
+_ENGINE = "class or function that makes the engine"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
@@ -30,16 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for success, 1 for an engine that fails or breaks the contract, 2 for bad
-        usage or input, 130 when interrupted, 141 when nobody reads what is printed, as behind
+        usage or input, 130 when interrupted, 141 when the reader of its output is gone, as with
         ``| head -1``.
     """
     try:
         parser = _parser()
-        flags, behind, own_args = _split(sys.argv[1:] if argv is None else argv)
+        flags, has_separator, own_args = _split(sys.argv[1:] if argv is None else argv)
         arguments = parser.parse_args(flags)
-        if behind:
+        if has_separator:
             if not hasattr(arguments, "own_args"):
-                parser.error("-- has no meaning here")
+                parser.error("--: this command takes no engine arguments")
             arguments.own_args = own_args
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
-    """Return the arguments in front of ``--``, whether there is one, and those behind it."""
+    """Return the arguments before ``--``, whether there is one, and those after it."""
     if "--" not in argv:
         return argv, False, ()
     at = argv.index("--")
@@ -69,13 +71,13 @@ def _complain(message: str, code: int) -> int:
 
 
 def _say(line: str) -> None:
-    """Print a line; one that can't be written, as on a full disk, is lost."""
+    """Print a line; ignore that it can't be written, as on a full disk."""
     with suppress(OSError):
         print(line, flush=True)  # noqa: T201 - its purpose
 
 
 def _drop_unwritten() -> None:
-    """Drop what could not be written, which the interpreter would fail to write when it exits."""
+    """Drop unwritten output, on which the interpreter would fail at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -87,7 +89,7 @@ def _drop_unwritten() -> None:
 
 
 def _search_current_folder() -> None:
-    """Let a module in the current folder be found, as with ``python -m``; behind our own imports."""
+    """Let modules in the current folder be found, as with ``python -m``; after our imports."""
     sys.path.insert(0, "")
 
 
@@ -97,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _search_current_folder()
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     del given["command"]
-    # The table counts what failed; a line for each request would drown it.
+    # The table counts failures; a log line for each would drown it.
     requests = logging.getLogger("rx_backend.requests")
     level = requests.level
     requests.setLevel(level or logging.ERROR)
@@ -162,11 +164,11 @@ def _on_runtime(run: Callable[[Callable[[str], object]], None]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
-            message += "; an engine's own are given as --engine-arg name=value"
+            message += "; pass an engine's own arguments as --engine-arg name=value"
         self.exit(_BAD_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -185,13 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     text = "Replay a workload through the adapter over an engine, a simulated one by default."
     _add_run(commands.add_parser("run", help=text, description=text, epilog=_WORKLOADS))
-    text = "Check that an engine keeps to the contract; exit code 1 when it does not."
+    text = "Check that an engine follows the contract; exit with code 1 if it does not."
     conformance = commands.add_parser("conformance", help=text, description=text)
-    conformance.add_argument("engine", metavar="module:Engine", help="called to make the engine")
+    conformance.add_argument("engine", metavar="module:Engine", help=_ENGINE)
     conformance.add_argument(
-        "--real", action="store_true", help="on the real clock; virtual time by default"
+        "--real", action="store_true", help="use the real clock instead of virtual time"
     )
-    conformance.add_argument("--model-path", metavar="PATH", help="its argument model_path")
+    conformance.add_argument("--model-path", metavar="PATH", help="the engine's model_path")
     _add_engine_arguments(conformance)
     conformance.set_defaults(command=_conformance)
     text = "Serve an engine as a worker on NVIDIA Dynamo's runtime, until a signal ends it."
@@ -203,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     frontend = commands.add_parser("frontend", help=text, description=text, epilog=_VARIABLES)
     add_frontend_options(frontend, os.environ)
     frontend.set_defaults(command=_frontend)
-    text = "Run one of Dynamo's own workers, as dynamo.vllm, with a pipeline around its answers."
+    text = "Run one of Dynamo's own workers, like dynamo.vllm, with a pipeline around its answers."
     dynamo = commands.add_parser("dynamo", help=text, description=text)
     add_dynamo_options(dynamo)
     dynamo.set_defaults(command=_dynamo)
@@ -215,14 +217,14 @@ _WORKLOADS = (
     "shape of Azure's conversation trace of 2023."
 )
 _VARIABLES = (
-    "Each option can be set by the environment variable in brackets too. With file discovery, "
-    "workers and frontends of one machine meet in the folder that DYN_FILE_KV names."
+    "Defaults are in parentheses, environment variables that set an option in brackets. With file "
+    "discovery, workers and frontends of a machine find each other in the folder DYN_FILE_KV."
 )
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a command take arguments of the engine; what follows ``--`` is for its own parser."""
-    text = "argument of the engine, JSON or text; any number. What follows -- is for its from_args"
+    """Let a command take engine arguments; those after ``--`` are for the engine's own parser."""
+    text = "engine argument, JSON or text; repeatable. Arguments after -- go to its from_args"
     metavar = "NAME=VALUE"
     parser.add_argument("--engine-arg", action="append", default=[], metavar=metavar, help=text)
     parser.set_defaults(own_args=())
@@ -237,13 +239,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
             add(flag, type=kind, metavar=metavar, help=text)
     add = parser.add_argument
     _add_engine_arguments(parser)
-    add("--synthetic", action="store_true", help="no trace, the synthetic workload")
+    add("--synthetic", action="store_true", help="use the synthetic workload instead of a trace")
     clock = parser.add_mutually_exclusive_group().add_argument
     clock("--real", dest="real", action="store_true", help="real time; the default with --engine")
-    virtual = "virtual time, the default; for engines that wait by asyncio alone"
+    virtual = "virtual time, the default; for engines that wait only through asyncio"
     clock("--virtual", dest="real", action="store_false", help=virtual)
-    add("--no-plot", dest="plot", action="store_false", help="no replay.png")
-    add("--no-spans", dest="spans", action="store_false", help="no spans.jsonl")
+    add("--no-plot", dest="plot", action="store_false", help="don't write replay.png")
+    add("--no-spans", dest="spans", action="store_false", help="don't write spans.jsonl")
     add_otlp_flag(parser)
     parser.set_defaults(command=_run, real=None, engine_arg=None, own_args=None)
 
@@ -259,25 +261,25 @@ def _limit(text: str) -> int:
 _RUN_OPTIONS: dict[str, list[tuple[str, Callable[[str], object], str, str]]] = {
     "workload": [
         ("--trace", Path, "FILE", "Azure 2023 to 2025 or BurstGPT as CSV, Mooncake as JSON Lines"),
-        ("--limit", _limit, "N", "most requests, or 'all' (4000, and 40 in real time)"),
+        ("--limit", _limit, "N", "maximum number of requests, or 'all' (4000; 40 in real time)"),
         ("--speed", float, "X", "arrivals X times as fast (1)"),
-        ("--cancel-rate", float, "R", "part of the clients that stop, 0 to 1 (0)"),
-        ("--drop-rate", float, "R", "part that close their stream, 0 to 1 (0)"),
+        ("--cancel-rate", float, "R", "fraction of clients that stop, 0 to 1 (0)"),
+        ("--drop-rate", float, "R", "fraction that disconnect, 0 to 1 (0)"),
         ("--seed", int, "N", "seed of all random choices (0)"),
     ],
     "engine": [
-        ("--engine", str, "module:Engine", "called to make the engine (a simulated one)"),
-        ("--model-path", str, "PATH", "its argument model_path"),
-        ("--vocab-size", int, "N", "its prompts are token ids drawn below N (256)"),
-        ("--pipeline", str, "module:name", "a pipeline, or a function from a scope to one"),
+        ("--engine", str, "module:Engine", f"{_ENGINE} (simulated)"),
+        ("--model-path", str, "PATH", "the engine's model_path"),
+        ("--vocab-size", int, "N", "draw the prompts' token ids below N (256)"),
+        ("--pipeline", str, "module:name", "a pipeline, or a function that returns one"),
     ],
     "simulated engine": [
-        ("--error-rate", float, "R", "part of the requests that fail, 0 to 1 (0)"),
-        ("--max-batch", int, "N", "most requests that run together (128)"),
+        ("--error-rate", float, "R", "fraction of requests that fail, 0 to 1 (0)"),
+        ("--max-batch", int, "N", "maximum requests in a batch (128)"),
         ("--step-ms", float, "MS", "base time of a step (15)"),
         ("--step-ms-per-sequence", float, "MS", "added per sequence that decodes in a step (0.1)"),
         ("--prefill-ms-per-token", float, "MS", "added per prompt token of a step (0.05)"),
-        ("--prefill-chunk-tokens", int, "N", "most prompt tokens a step (2048)"),
+        ("--prefill-chunk-tokens", int, "N", "maximum prompt tokens per step (2048)"),
         ("--kv-tokens", int, "N", "size of the KV cache in tokens (no limit)"),
     ],
     "output": [("--out", Path, "DIR", "folder to write to (rx-backend-run)")],

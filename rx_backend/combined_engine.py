@@ -1,4 +1,4 @@
-"""What engines that are made of other engines have in common."""
+"""The base of engines that combine other engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ("CombinedEngine", "EngineCall")
 
 class EngineCall:
     """
-    One engine's part in a request: a context of its own, and a gate for its abort.
+    One engine's part in a request: its own context, and a gate for its abort.
 
     A stop of the request reaches the context at once. The gate then aborts the engine once, in
     decode mode not before its own first token (rows A2 to A5), and never before its ``generate`` has
@@ -52,7 +52,7 @@ class EngineCall:
         self._has_due_abort = False
 
     async def open(self, request: PreprocessedRequest) -> FusedRun[LLMEngineOutput]:
-        """Call the engine's ``generate`` and return its chunks, behind the gate."""
+        """Call the engine's ``generate`` and return its chunks, with the abort gate."""
         own = contextvars.copy_context()
         chunks = await open_chunks(self.engine, request, self.context, own_context=own)
         abort = partial(start_abort, self.engine, self.context, own)
@@ -67,7 +67,7 @@ class EngineCall:
         on_tokens: Callable[[int], None],
     ) -> Pump[LLMEngineOutput]:
         """
-        Return a pump of the engine's chunks, behind the gate; its task calls ``generate`` too.
+        Return a pump of the engine's chunks, with the abort gate; its task also calls ``generate``.
 
         Args:
             request: The request.
@@ -82,7 +82,7 @@ class EngineCall:
         return Pump(self._behind_gate(chunks, own, abort, enters=False), on_chunk, on_end)
 
     async def _ask(self, request: PreprocessedRequest, own: contextvars.Context) -> ChunkStream:
-        """Call the engine's ``generate``, and then make an abort that the gate let through before."""
+        """Call the engine's ``generate``, then make an abort that was due earlier."""
         chunks = await open_chunks(self.engine, request, self.context)
         self._is_asked = True
         if self._has_due_abort:
@@ -136,12 +136,12 @@ class EngineCall:
 
 class CombinedEngine(LLMEngine):
     """
-    Base of engines that are made of other engines, which they start and clean up.
+    Base of engines that combine other engines, which they start and clean up.
 
     It needs a tokenizer if one of them does.
 
     Args:
-        engines: The engines; one that is listed twice is started once.
+        engines: The engines; one listed twice is started once.
 
     Raises:
         TypeError: One of them is not an engine.
@@ -211,7 +211,7 @@ class CombinedEngine(LLMEngine):
         return reason
 
     def _is_lost(self, engine: LLMEngine) -> bool:
-        """Whether *engine* has told that it is lost, to whoever awaits :meth:`lost`."""
+        """Whether *engine* has reported that it is lost, to the awaiter of :meth:`lost`."""
         return id(engine) in self._lost
 
 

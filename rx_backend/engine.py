@@ -82,11 +82,11 @@ class LLMEngine(ABC):
     An inference engine: construct, ``start``, many concurrent ``generate``, ``cleanup`` (row E1).
 
     Subclassing is optional: any object with these methods is an engine. It needs ``start``,
-    ``generate`` and ``cleanup``; the others have a default here, and may be missing elsewhere.
+    ``generate`` and ``cleanup``; the others have a default here, and are optional elsewhere.
 
     Attributes:
-        needs_tokenizer: Whether the token ids are those of a model with a tokenizer of its own. A
-            worker that finds none then refuses to serve the engine, rather than make one up.
+        needs_tokenizer: Whether the token ids are those of a model with its own tokenizer. A worker
+            that finds none then refuses to serve the engine, instead of making one up.
     """
 
     needs_tokenizer: bool = False
@@ -96,7 +96,7 @@ class LLMEngine(ABC):
         """
         Load the model; return a config with a non-empty model name.
 
-        Where it fails the caller calls :meth:`cleanup` all the same.
+        If it fails the caller still calls :meth:`cleanup`.
         """
 
     @abstractmethod
@@ -109,8 +109,8 @@ class LLMEngine(ABC):
         It may also return a ``reactivex`` Observable or an ``aioreactive`` AsyncObservable, or be a
         coroutine that returns one of the three. They behave alike: subscribed to at the first pull,
         disposed of at the end or a drop, within the request's span. But an Observable has no
-        back-pressure, so what it pushes ahead of the consumer waits in memory; and what it does on
-        its own threads is outside the span.
+        back-pressure, so items that it pushes ahead of the consumer wait in memory; and work on its
+        own threads is outside the span.
 
         Exactly one terminal ends the stream: a chunk with ``finish_reason``, or a raised error
         (row E3). Watch ``context.is_stopped`` and end with a ``cancelled`` terminal (row E4).
@@ -130,32 +130,33 @@ class LLMEngine(ABC):
         """Finish background work before :meth:`cleanup`."""
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        """Return a small request, as JSON, that shows whether the engine works; None for no check."""
+        """Return a small request, as JSON, to check that the engine works; None for no check."""
         return None
 
     async def lost(self) -> str:
         """
         Wait until the engine is lost for good, and return the reason (row E7).
 
-        A worker awaits it once, from the start until the shutdown. When it returns, or raises, the
-        worker passes its requests on to others and ends. The default never returns.
+        A worker awaits it once, from the start until the shutdown. When it returns or raises, the
+        worker fails its requests so that others continue them, and exits. The default never
+        returns.
         """
         return await _never()
 
 
 def is_engine(value: object) -> bool:
-    """Return whether *value* has a ``generate`` to be called; a class has none yet."""
+    """Return whether *value* is an object with ``generate``; a class is not."""
     return hasattr(value, "generate") and not isinstance(value, type)
 
 
 def check_config(config: EngineConfig) -> EngineConfig:
-    """Return *config* if it names its model and its numbers are some, else raise `InvalidArgument`."""
+    """Return *config* if its model name and numbers are valid, else raise `InvalidArgument`."""
     check_model_name(config)
     for name in _COUNTS:
         value = getattr(config, name, None)
         if value is not None and (type(value) is not int or value < 0):
             raise InvalidArgument(
-                f"start() must return an EngineConfig with {name} a whole number from 0 or None, "
+                f"start() must return an EngineConfig with {name} a whole number from 0, or None, "
                 f"got {value!r}"
             )
     return config
@@ -186,7 +187,8 @@ async def until_lost(engine: LLMEngine) -> str:
     """
     Wait until *engine* is lost, and return the reason (row E7).
 
-    It never returns for an engine without a method ``lost``. What that raises is a reason too.
+    It never returns for an engine without a method ``lost``. An exception of ``lost`` is a reason
+    too.
 
     Raises:
         InvalidArgument: ``lost`` is not an async method.
@@ -256,7 +258,7 @@ def start_abort(
     engine: LLMEngine, context: RequestContext, own: contextvars.Context | None = None
 ) -> None:
     """
-    Start ``engine.abort``, if there is one, in a task of its own, and return at once.
+    Start ``engine.abort``, if there is one, in its own task, and return at once.
 
     An error is logged with the request's id, and does not disturb the stream (row A7).
 

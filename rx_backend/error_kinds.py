@@ -100,7 +100,7 @@ def _counterpart(exc: Exception, module: ModuleType, kinds: Iterable[str]) -> st
 
 
 def kind_of_status(code: object) -> str:
-    """Return the kind for an HTTP status; ``Unknown`` for anything that is no error of the client."""
+    """Return the kind for an HTTP status; ``Unknown`` for anything unmapped."""
     if not isinstance(code, int):
         return "Unknown"
     return _STATUS.get(code, "InvalidArgument" if 400 <= code < 500 else "Unknown")

@@ -56,7 +56,7 @@ class BackendError(Exception):
     pickled is replaced by an `Unknown` with its text.
 
     Args:
-        message: The cause of the failure, fit to be shown to the caller.
+        message: The cause of the failure, suitable for the caller.
     """
 
     kind: ClassVar[str] = "Unknown"
@@ -166,8 +166,8 @@ def as_backend_error(exc: BaseException) -> BackendError:
     - ``TimeoutError``, including those of `operators.deadlines`, is `ResponseTimeout`.
     - A Dynamo exception keeps its kind, or is `Unknown` without a counterpart. Dynamo's ``HttpError``
       is mapped by status, as `error_of_status` does.
-    - A group, nested or not, whose leaves are all of one kind has that kind, and their texts as
-      message. A ``CancelledError`` or ``GeneratorExit`` in it counts as in `engine_failure`.
+    - A group, nested or not, whose leaves are all of one kind has that kind, and their messages. A
+      ``CancelledError`` or ``GeneratorExit`` in it counts as in `engine_failure`.
     - All others are `Unknown`.
 
     Raises:
@@ -217,7 +217,7 @@ def error_of_status(status: object, message: str) -> BackendError:
     Return the typed error for an HTTP status with which a server refused a request (row S6).
 
     408 and 504 are `ResponseTimeout`, 429 and 503 `CannotConnect`, 502 is `Disconnected`, any other
-    4xx `InvalidArgument`, and all else, also what is no number, `Unknown`.
+    4xx `InvalidArgument`, and anything else, even a non-number, `Unknown`.
 
     >>> error_of_status(429, "overloaded")
     CannotConnect('overloaded')
@@ -229,8 +229,8 @@ def to_dynamo(error: Exception) -> Exception:
     """
     Return *error* as an exception that the Dynamo runtime knows, with *error* as its cause.
 
-    A Dynamo exception, and an error that was made from one, come back as that exception, so kinds
-    that only Dynamo has are kept. An untyped exception is converted by `as_backend_error` first.
+    A Dynamo exception, and an error made from one, is returned as that exception, so kinds that
+    only Dynamo has are kept. An untyped exception is converted by `as_backend_error` first.
 
     Raises:
         ImportError: The package ``ai-dynamo-runtime`` is not installed.

@@ -1,4 +1,4 @@
-"""Import what an extra brings, or tell which one is missing."""
+"""Import an extra's packages, or name the missing extra."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ def import_extra(module: str, extra: str, *, package: str, needed_by: str, hint:
 
     Args:
         module: Its full name, as in "dynamo.llm".
-        extra: The extra of rx-backend that brings it.
-        package: The package that has it.
-        needed_by: What needs it, the subject of the message.
+        extra: The extra of rx-backend that includes it.
+        package: The package that contains it.
+        needed_by: The feature that needs it, the subject of the message.
         hint: Added to the message.
 
     Raises:
-        ImportError: It is not installed, and the message is `missing_extra`'s; or it is, and fails
-            to import.
+        ImportError: It is not installed (see `missing_extra`), or it is and fails to import.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # it is installed, and something that it needs is not
+            raise  # installed, but one of its own dependencies is not
         raise missing_extra(extra, package=package, needed_by=needed_by, hint=hint) from error
 
 
 def missing_extra(extra: str, *, package: str, needed_by: str, hint: str = "") -> ImportError:
-    """Return an error whose one line says what to install for what *needed_by* needs."""
+    """Return an error that says in one line what to install for *needed_by*."""
     return ImportError(
         f"{needed_by} needs the package {package}: pip install 'rx-backend[{extra}]'{hint}"
     )

@@ -41,27 +41,28 @@ class FailoverEngine(CombinedEngine):
     `EngineShutdown` or `StreamIncomplete`, or ends without a terminal.
 
     The adapter sees one stream: one first token, one span, and a gap where the engine was lost. The
-    next engine gets the tokens that were handed out as part of its prompt, `max_tokens` and
-    `min_tokens` reduced by as many, the lost worker's span as `migration_link` (row T1), and a
-    context of its own, ``<id>/resume-1``. The client gets the usage of the whole request. An answer
-    that lacks only its terminal, because its last token is an end token or the last one allowed,
-    gets that terminal without another engine.
+    next engine gets the tokens handed out so far as part of its prompt, `max_tokens` and
+    `min_tokens` reduced accordingly, the lost worker's span as `migration_link` (row T1), and its
+    own context, ``<id>/resume-1``. The client gets the usage of the whole request. An answer in
+    which only the terminal is missing, because its last token is an end token or the last one
+    allowed, gets it without another engine.
 
-    A request is not resumed after a stop, nor if its state cannot be moved: guided decoding, several
-    choices (``n``, ``best_of``, beams, chunks with an index), a prompt of embeddings, text without
-    token ids, a health check, or a hand-off from another worker. Seeded sampling, penalties on
-    generated tokens and the search for stop strings restart at the seam. A request that cannot be
-    resumed fails with the error of the lost engine; a note on it, and the log, say why.
+    A request is not resumed after a stop, nor if its state cannot be moved: guided decoding,
+    several choices (``n``, ``best_of``, beams, chunks with an index), a prompt of embeddings, text
+    without token ids, a health check, or a hand-off from another worker. Seeded sampling, penalties
+    on generated tokens and the search for stop strings start over on the next engine. A request
+    that can't be resumed fails with the error of the lost engine; a note on it, and the log, say
+    why.
 
     Args:
-        engines: In the order in which they are asked; after the last one the first is asked again.
-            A worker awaits :meth:`lost`; one that has told there that it is lost is left out.
-        limit: How often one request is resumed, 0 or more.
-        budget: Bounds the share of resumed requests; by default a fifth of all, and 100 at once. A
-            refused connection is free: it put no load on the engine.
+        engines: In the order in which they are tried, cyclically. An engine that has reported that
+            it is :meth:`lost` is skipped.
+        limit: How often one request may be resumed, at least 0.
+        budget: Limits the share of resumed requests; by default a fifth of all, and bursts of 100.
+            A refused connection is free: it caused no load.
 
     Raises:
-        ValueError, TypeError: An argument does not fit.
+        ValueError, TypeError: An argument is invalid.
 
     >>> import asyncio
     >>> from rx_backend import EngineAdapter
@@ -136,16 +137,16 @@ class FailoverEngine(CombinedEngine):
             place += 1
 
     def _blocker(self, state: ResumeState, attempt: int, *, is_free: bool) -> str | None:
-        """Return why no other engine continues the answer; None if one does, which is paid for."""
+        """Return why the answer can't be resumed; None if it can, which the budget has paid for."""
         if attempt > self._limit:
-            return f"the limit of resumptions is reached: {self._limit}"
+            return f"the limit of {self._limit} resumptions is reached"
         blocker = state.blocker()
         if blocker is None and not is_free and not self._budget.withdraw():
             return "the retry budget is spent"
         return blocker
 
     def _working_from(self, place: int) -> int:
-        """Return the place of the next engine from *place* on, in a circle, that is not lost."""
+        """Return the index of the next engine from *place* on, cyclically, that is not lost."""
         count = len(self.engines)
         places = [(place + step) % count for step in range(count)]
         return next((each for each in places if not self._is_lost(self.engines[each])), places[0])

@@ -1,4 +1,4 @@
-"""An engine that asks a second engine too when the first is slow to answer."""
+"""An engine that also asks a second engine when the first is slow to answer."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ __all__ = ("HedgedEngine",)
 
 class HedgedEngine(CombinedEngine):
     """
-    Ask a second engine too when the first has no token after *after_s*; the faster one wins.
+    Also ask a second engine when the first has no token after *after_s*; the faster one wins.
 
     A terminal counts as an answer. The loser is aborted once and closed; in decode mode it is only
-    closed, since it had no token yet (row A5). Each engine is pulled in a task of its own, so neither
-    waits for the other, nor the winner for the loser's clean-up; a token costs two turns of the event
-    loop for that. The second engine is pulled up to its first token, then on demand (row S4).
+    closed, since it had no token yet (row A5). Each engine is pulled in its own task, so that
+    neither waits for the other, nor the winner for the loser's clean-up; this costs two event-loop
+    iterations per token. The second engine is pulled up to its first token, then on demand (row
+    S4).
 
     If one engine fails before the other has answered, ends without a terminal, or ends its only
-    answer with ``error``, the other one answers; if both do, the stream ends as the first one did. A
-    failure before *after_s* is not hedged. Each engine has a context of its own, the second one's id
-    is ``<id>/hedge``. A stop of the request reaches both, and prevents the second call. Not hedged
-    are health checks, and requests with a hand-off from another worker, which only one engine can
-    take.
+    answer with ``error``, the other one answers; if both do, the stream ends as the first one did.
+    A failure before *after_s* is not hedged. Each engine has its own context; the second one's id
+    is ``<id>/hedge``. A stop of the request reaches both, and prevents the second call. Health
+    checks are not hedged, nor requests with a hand-off from another worker, which only one engine
+    can take.
 
     Args:
         first: The engine that is asked first.
         second: The other engine.
-        after_s: Time for the first engine's first token, in seconds, 0 or more; the consumer's own
-            time is not counted.
-        budget: Bounds the share of hedged requests; by default a tenth of all, and 10 at once.
+        after_s: Time for the first engine's first token, in seconds, at least 0; the consumer's own
+            time does not count.
+        budget: Limits the share of hedged requests; by default a tenth of all, and bursts of 10.
 
     Raises:
-        ValueError, TypeError: An argument does not fit.
+        ValueError, TypeError: An argument is invalid.
 
     >>> import asyncio
     >>> from rx_backend import EngineAdapter, PreprocessedRequest
@@ -90,7 +91,7 @@ class HedgedEngine(CombinedEngine):
 
 
 class _Racer:
-    """One engine of a race, pulled in a task of its own from its set-up to its close."""
+    """One engine of a race, pulled in its own task from its set-up to its close."""
 
     def __init__(self, call: EngineCall, race: _Race) -> None:
         self.call = call
@@ -118,7 +119,7 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         self._engine = engine
         self.request = request
         self._context = context
-        # Of several answers, one that fails leaves the others.
+        # With several answers, one that fails does not affect the others.
         self._has_one_answer = (request.sampling_options.n or 1) == 1
         is_for_one = request.is_probe or has_hand_off(request)
         # What is left of the time for the first engine; None where no second one is asked any more.

@@ -34,7 +34,7 @@ class Latches:
     Attributes:
         request_id: For the log.
         stopped, killed, first_token: Whether the signal is set.
-        loop: The event loop that notifies listeners which were registered outside of any loop.
+        loop: The event loop that notifies listeners registered outside any loop.
     """
 
     request_id: str

@@ -21,9 +21,9 @@ class Logger(BoundLogger):
     """
     structlog's logger over one of standard logging; its failure never reaches the caller.
 
-    It has processors of its own, and heeds no ``structlog.configure``. Where records go is decided
-    by standard logging: to its handlers, and warnings to stderr where it has none. Errors and
-    tracebacks are not for it: their text may hold what a user wrote; see `describe`.
+    It has its own processors, and ignores ``structlog.configure``. Standard logging decides where
+    records go: to its handlers, or warnings to stderr without any. Don't log exceptions and
+    tracebacks, whose text may contain user input; see `describe`.
     """
 
     def _proxy_to_logger(self, method_name: str, *args: Any, **fields: Any) -> None:
@@ -37,20 +37,20 @@ def get_logger(name: str) -> Logger:
     """
     Return the logger called *name*: ``bind(**fields)`` it, or log ``(event, **fields)``.
 
-    ``debug`` is for a detail of normal work, ``info`` for normal work, ``warning`` for a failure
-    that is dealt with, ``error`` for a bug.
+    ``debug`` is for details of normal operation, ``info`` for normal operation, ``warning`` for a
+    handled failure, ``error`` for a bug.
     """
     return Logger(logging.getLogger(name), [filter_by_level, _as_record], {})
 
 
 def describe(error: BaseException) -> dict[str, str]:
     """
-    Return what can be logged of an error: its class, where it was raised, and the system's reason.
+    Return the loggable facts of an error: its class, where it was raised, and the system's reason.
 
-    Not its message, which may hold a prompt or generated text. Of a chain the first error counts.
+    Not its message, which may contain a prompt or generated text. Of a chain, the root cause.
 
     >>> try:
-    ...     int("what a user wrote")
+    ...     int("user input")
     ... except ValueError as error:
     ...     describe(error)["error_class"]
     'ValueError'
@@ -71,7 +71,7 @@ def describe(error: BaseException) -> dict[str, str]:
 def _as_record(
     _logger: object, _method: str, event: EventDict
 ) -> tuple[tuple[str], dict[str, Any]]:
-    """Make a record's message, with the fields as words, and its attributes: the fields once more."""
+    """Make a record's message, which includes the fields, and its attributes: the fields again."""
     words = [f"{name}={_word(value)}" for name, value in event.items() if name != "event"]
     # Standard logging refuses names that the application's record factory sets.
     taken = vars(logging.makeLogRecord({}))
@@ -80,7 +80,7 @@ def _as_record(
 
 
 def _word(value: object) -> str:
-    """Return a field's text, quoted where it could be taken for more than one word or line."""
+    """Return a field's text, quoted if it could be mistaken for several words or lines."""
     if not isinstance(value, str):
         return str(value)
     is_word = value.isprintable() and value and not _QUOTED.intersection(value)
@@ -96,6 +96,6 @@ def _report_once(error: Exception) -> None:
 
 
 _QUOTED: Final = frozenset(' "=\\')
-# Behind the caller: its method of the logger, and `_proxy_to_logger` of three classes.
+# Frames to the caller: the logger's method, and `_proxy_to_logger` of three classes.
 _TO_CALLER: Final = 5
 _reported: list[Exception] = []

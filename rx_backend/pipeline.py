@@ -83,7 +83,7 @@ standard_pipeline: Pipeline[Annotated[LLMEngineOutput]] = Pipeline(
 """
 The operators that every request gets, from an engine's chunks to annotated items.
 
-Add an operator of your own by name, or at the end::
+Add your own operator relative to another by name, or at the end::
 
     EngineAdapter(
         engine, pipeline=standard_pipeline.insert_before("trace_link", limit_tokens(100))
@@ -98,7 +98,7 @@ def as_pipeline(value: object) -> Pipeline | None:
 
 
 def check_pipeline(source: object, name: str = "pipeline") -> None:
-    """Raise ``InvalidArgument`` if *source* is no pipeline, and no function that may return one."""
+    """Raise ``InvalidArgument`` unless *source* is a pipeline, or may return one."""
     if as_pipeline(source) is None and (isinstance(source, type) or not callable(source)):
         is_class = isinstance(source, type)
         got = f"the class {source.__name__}" if is_class else type(source).__name__
@@ -135,7 +135,7 @@ def record_outcome(*, scope: RequestScope = SCOPE) -> OutcomeRecorder:
 
 
 class OutcomeRecorder(TokenRecorder[Any]):
-    """Fills the request's record, and notes what the engine's chunks ended with."""
+    """Fills the request's record, and records how the engine's chunks ended."""
 
     __slots__ = ("_tracker",)
 
@@ -146,7 +146,7 @@ class OutcomeRecorder(TokenRecorder[Any]):
         self._tracker = scope.outcome
 
     def on_end(self, failure: Exception | None, _dropped: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Note what the engine's chunks failed with."""
+        """Record the failure of the engine's chunks."""
         if failure is not None:
             self._tracker.failure = failure
 
@@ -176,7 +176,7 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
 
     def end(failure: Exception | None, _dropped: bool) -> None:
         if failure is not None and not (handed.is_known and scope.outcome.has_ended()):
-            # It is raised behind the last item, unless the stream is dropped first.
+            # It is raised after the last item, unless the stream is dropped first.
             scope.outcome.failure = failure
             handed.is_known = True
 
@@ -189,7 +189,7 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     )
 
 
-# Counts a chunk of one token in the loop itself; any other item is looked at.
+# The condition itself counts a chunk of one token; any other item visits.
 _IS_UNUSUAL = (
     "type(item) is not annotated or item.error is not None or item.event is not None "
     "or type(handed := item.data) is not output or handed.finish_reason is not None "
@@ -203,7 +203,7 @@ _KEPT = {"until_terminal": "the terminal", "annotate_errors": "the error item"}
 
 def _incomplete(ended_by: str | None, ended: int, answers: int) -> StreamIncomplete:
     if ended_by in _KEPT:
-        return StreamIncomplete(f"an operator behind {ended_by} kept {_KEPT[ended_by]} back")
+        return StreamIncomplete(f"an operator after {ended_by} held back {_KEPT[ended_by]}")
     missing = f" for {answers - ended} of {answers} answers" if answers > 1 else ""
     what = (
         "the engine's stream ended"

@@ -56,6 +56,6 @@ def _json_item(item: Item) -> JsonItem:
         return cast("JsonItem", item)
     reason = item.data.finish_reason
     if reason is not None and reason.is_error:
-        # A probe can't miss an error item (row H2).
+        # A probe can't overlook an error item (row H2).
         return Annotated.from_error(Unknown(reason.message or "engine error"))
     return Annotated(to_builtins(item.data), item.id, item.event, item.comment)

@@ -25,7 +25,7 @@ class ResumeState:
     The progress of one request's answer, over all engines that worked on it.
 
     Attributes:
-        request: The request as it came.
+        request: The original request.
         token_ids: All tokens that were handed out.
         link: The last ``worker_trace_link`` of the active engine.
         answers: Which answers have ended: their terminal was handed out.
@@ -58,7 +58,7 @@ class ResumeState:
             self.token_ids.extend(chunk.token_ids)
             self._cum_log_probs = chunk.cum_log_probs
         elif chunk.text or chunk.content_parts:
-            self._blocker = "its chunks have no tokens to go on from"
+            self._blocker = "its chunks have no token ids to continue from"
         if chunk.index:
             self._blocker = _SEVERAL
         if chunk.worker_trace_link is not None:
@@ -88,7 +88,8 @@ class ResumeState:
 
     def missing_terminal(self) -> LLMEngineOutput | None:
         """
-        Return the terminal of an answer that lacks nothing else; None if more tokens are to come.
+        Return the terminal of an answer in which only that is missing; None if there are more
+        tokens to generate.
 
         An end token completes an answer, unless the request ignores it, and so does the last token
         that the request allows.
@@ -122,15 +123,15 @@ class ResumeState:
         if (sampling.n or 1) > 1 or (sampling.best_of or 1) > 1 or sampling.use_beam_search:
             return _SEVERAL
         if sampling.guided_decoding is not None:
-            return "guided decoding: the state of its grammar cannot be moved"
+            return "guided decoding: the state of its grammar can't be moved"
         if self._blocker is None and self.token_ids and request.prompt_embeds is not None:
-            return "prompt_embeds: tokens cannot be appended to a prompt of embeddings"
+            return "prompt_embeds: tokens can't be appended to a prompt of embeddings"
         if self._blocker is None and has_hand_off(request):
             return "its hand-off from another worker was for the lost engine"
         return self._blocker
 
 
-_SEVERAL = "several choices: the tokens of one are no prompt for the others"
+_SEVERAL = "several choices: the tokens of one can't be the prompt of the others"
 _PROBE = "a health check concerns the engine that it was sent to"
 
 
@@ -146,13 +147,13 @@ def continuation_request(
     """
     Return the request for the rest of an answer; its prompt ends with the tokens handed out so far.
 
-    Counts of tokens to generate are reduced by as many. Log probabilities of the prompt are asked
-    for only if nothing was handed out, since they came with the first tokens.
+    Counts of tokens to generate are reduced accordingly. Log probabilities of the prompt are
+    requested only if nothing was handed out, since they come with the first tokens.
 
     Args:
-        request: The request as it came; it is not changed.
+        request: The original request, which is not changed.
         token_ids: All tokens that were handed out.
-        link: The span of the worker that had it (row T1); None keeps the request's own.
+        link: The previous worker's span (row T1); None keeps the request's own.
 
     >>> request = PreprocessedRequest(token_ids=[1, 2], stop_conditions={"max_tokens": 5})
     >>> left = continuation_request(request, [7, 8], None)

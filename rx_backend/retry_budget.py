@@ -1,4 +1,4 @@
-"""A bound on the load that retries and hedges add."""
+"""A limit on the load that retries and hedges add."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ("RetryBudget",)
 
 class RetryBudget:
     """
-    Bound the load that retries and hedges add: a token bucket of extra calls.
+    Limit the load that retries and hedges add: a token bucket of extra calls.
 
     The bucket holds *burst* and starts full. Each request adds *ratio*, each extra call takes 1, so
     extra calls are at most *ratio* of all requests plus *burst*. Engines of one event loop may share
     a budget.
 
     Args:
-        ratio: Extra calls per request in the long run, 0 or more.
-        burst: Extra calls at once, 0 or more.
+        ratio: Extra calls per request in the long run, at least 0.
+        burst: Maximum burst of extra calls, at least 0.
 
     Raises:
-        ValueError, TypeError: An argument does not fit.
+        ValueError, TypeError: An argument is invalid.
 
     >>> budget = RetryBudget(ratio=0.5, burst=1)
     >>> budget.withdraw(), budget.withdraw()
@@ -52,7 +52,7 @@ class RetryBudget:
 
     def withdraw(self) -> bool:
         """Take one extra call; return whether one was left."""
-        # Ten times 0.1 is a little less than 1.
+        # In floating point, ten times 0.1 is a little less than 1.
         if self._left < 1.0 - 1e-9:
             return False
         self._left -= 1.0

@@ -1,4 +1,4 @@
-"""One request: what an operator may ask about it, and how it is reported to span, metrics and log."""
+"""One request: what operators know about it, and its reporting to span, metrics and log."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class RequestScope:
 
     @property
     def trace_link(self) -> TraceLink | None:
-        """The worker's trace identity; None without a valid one (row T5)."""
+        """The worker's trace link; None without a valid one (row T5)."""
         return request_span.worker_trace_link(self.span)
 
     @property
@@ -130,7 +130,7 @@ class RequestScope:
         start_abort(self._engine, self.context, self.own_context)
 
     def end_of_turn(self, callback: Callable[[], None]) -> object:
-        """Call *callback* at the end of the event loop's turn."""
+        """Call *callback* at the end of the event loop's iteration."""
         return self.loop.call_soon(callback)
 
     def abort_step(self, step: AbortStep) -> None:
@@ -150,13 +150,13 @@ class RequestScope:
 
     def operator_failed(self, name: str, error: Exception) -> None:
         """Log an operator that raised, once, with the place it was raised at (row O4)."""
-        # These are meant: a refused chunk, a deadline that has passed.
+        # These are intentional: a rejected chunk, an expired deadline.
         if not isinstance(error, BackendError | DeadlineExpired | BufferOverflow):
             ids = request_ids(self.context)
             _logger.error("operator failed", **ids, operator=name, **describe(error))
 
     def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-        """Add an event to the span, at the present time of the request's clock."""
+        """Add an event to the span, at the current time of the request's clock."""
         add_event(self.span, self.times, name, attributes)
 
     def take_back(self, items: Sequence[Any]) -> None:
@@ -166,7 +166,7 @@ class RequestScope:
     def end(self, dropped: bool) -> None:
         """Decide the outcome when the stream is over, and report it."""
         if dropped and self._has_pending_abort and self.loop.is_running():
-            # Whether the abort is made is known at the end of the turn (row A5).
+            # Whether the abort is made is known at the end of the iteration (row A5).
             self.loop.call_soon(self._end, dropped)
         else:
             self._end(dropped)

@@ -1,4 +1,4 @@
-"""The stream that a request's caller holds."""
+"""The stream of one request."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
     One request's items: an async iterator, an async context manager, and an Observable.
 
     Pulling drives the engine; nothing is buffered (row S4). Closing the stream, cancelling the task
-    that pulls it, leaving an ``async for`` early and losing the last reference are all a drop, which
-    releases everything that the request holds, once (row S7). A stream has one consumer at a time,
-    on the event loop that it was made on.
+    that pulls it, leaving an ``async for`` early and dropping the last reference are all a drop,
+    which releases everything that the request holds, once (row S7). A stream has one consumer at a
+    time, on the event loop on which it was made.
 
     Attributes:
         context: The request's context, through which to stop or kill it.
@@ -76,16 +76,16 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         """
         Pull up to the first token, so that a failure before it is raised here (rows S5, S6).
 
-        Otherwise a request that fails early is a stream of one error item, too late for a status of
-        its own. The stream is returned, and hands out everything from its beginning. A cancellation
+        Otherwise a request that fails early is a stream of one error item, too late for an error
+        status. The stream is returned, and hands out everything from its beginning. A cancellation
         here is a drop. See :func:`operators.peek_first`::
 
             stream = await adapter.generate(request, context)
             await stream.peek_first()  # raises what `generate` would have raised
 
         Raises:
-            BackendError: The error that came before any token and any other terminal; ``Unknown``
-                for an ``error`` terminal. Everything is released.
+            BackendError: The error that came before any token or other terminal; ``Unknown`` for an
+                ``error`` terminal. Everything is released.
         """
         try:
             return await peek_first(self, error=Unknown)
@@ -189,7 +189,7 @@ class ResponseStream(FusedRun[T_co], Generic[T_co]):
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # Without this the observer would wait for ever.
+            # Otherwise the observer would wait forever.
             if not self._is_disposed:
                 await observer.athrow(cast("Exception", error))
         else:

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ("whole_file", "write_whole")
 @contextmanager
 def whole_file(path: str | Path) -> Generator[BinaryIO]:
     """
-    Open a file that takes the place of *path* at the end of the block; if that fails, it is removed.
+    Open a file that replaces *path* at the end of the block; if the block fails, it is removed.
 
-    Until then *path* is left as it is: whoever reads it never sees a part. What is no regular file,
-    such as a pipe, is written to directly.
+    Until then *path* is unchanged: readers never see a partial file. A path that is not a regular
+    file, such as a pipe, is written directly.
 
     Raises:
         OSError: The file can't be written.

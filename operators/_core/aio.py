@@ -1,4 +1,4 @@
-"""Any ``aioreactive`` operators as a part of a pulled pipeline, and what they mean for the pull."""
+"""Any ``aioreactive`` operators as a segment of a pulled pipeline."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
 class AioSegment(ForeignSegment[AioInbox]):
     """
-    Neighbouring ``aioreactive`` operators, subscribed to at the first pull.
+    Adjacent ``aioreactive`` operators, subscribed to at the first pull.
 
-    They are given an item by awaiting their ``asend``. Those that don't answer within it hand items
-    to tasks of their own, so a task pulls for them: once for each pull of the consumer, and again
-    while nothing has come of an item for some turns of the loop. Their ``asend`` to us returns
-    while no more than one item waits; what is in their mailboxes waits there.
+    They receive an item through their ``asend``, which is awaited. Operators that don't emit within
+    it pass items to tasks of their own, so a task pulls for them: once for each pull of the
+    consumer, and again if an item has produced nothing for some iterations of the loop. Their
+    ``asend`` to us returns while at most one item waits; further items wait in their mailboxes.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class AioSegment(ForeignSegment[AioInbox]):
     _answers_at_once = staticmethod(answers_within_asend)
 
     def _observable(self) -> SubscribesAsync[Any]:
-        # The library's tasks refer to these.
+        # The library's tasks keep references to these.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
         async def unsubscribe() -> None:
@@ -52,7 +52,7 @@ class AioSegment(ForeignSegment[AioInbox]):
         return async_observable(subscribe)
 
     def _receive(self, observable: SubscribesAsync[Any]) -> None:
-        # Most operators forget to leave their source at the end.
+        # Most operators don't unsubscribe from their source at the end.
         self._inbox = AioInbox(observable, lead=-1, on_end=weakly(self._unsubscribed))
 
     async def _feed(self, item: Any) -> None:
@@ -60,12 +60,12 @@ class AioSegment(ForeignSegment[AioInbox]):
             try:
                 await self._observer.asend(own_copy(item))
             except Exception as error:
-                # The library's own sources answer so to an operator that raises.
+                # The library's own sources also pass an operator's exception on as a failure.
                 ending = self._source_ended(error)
                 if ending is not None:
                     await ending
         if self._pump is None or self._source.ended:
-            # The end travels with the last item.
+            # The end follows with the last item.
             return
         for _ in range(TURNS):
             if not self._inbox.is_awaited:

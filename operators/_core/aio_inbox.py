@@ -1,4 +1,4 @@
-"""What has come of an ``aioreactive`` observable, which waits until it was taken."""
+"""The items of an ``aioreactive`` observable, which waits until each is consumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ("TURNS", "AioInbox", "SubscribesAsync")
 T_co = TypeVar("T_co", covariant=True)
 
 TURNS = 16
-"""How many turns of the loop the tasks of the library need to pass a message on: two a mailbox."""
+"""How many loop iterations the library's tasks need to pass on a message: two per mailbox."""
 
 
 class _Disposes(Protocol):
@@ -33,22 +33,22 @@ class SubscribesAsync(Protocol[T_co]):
         throw: Callable[[Exception], Awaitable[None]] | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
     ) -> Awaitable[_Disposes]:
-        """Subscribe three asynchronous functions: for items, for a failure, for the end."""
+        """Subscribe three async functions: for items, for a failure, for the end."""
         ...
 
 
 class AioInbox(Inbox):
     """
-    Of an ``aioreactive`` AsyncObservable, whose ``asend`` is held until there is need for more.
+    The inbox of an ``aioreactive`` AsyncObservable, whose ``asend`` blocks until more is needed.
 
-    Most operators of that library hand their items to tasks that wait for messages, and that
-    disposing does not end. The tasks of the library that subscribing starts, in its first step, are
-    noted and ended with the subscription. Tasks of a user's own functions are left alone.
+    Most operators of that library pass items to tasks that wait for messages, and that disposing
+    does not end. Library tasks started in the first step of subscribing are recorded and ended with
+    the subscription. Tasks of the user's own functions are not touched.
 
     Args:
         observable: The AsyncObservable.
-        lead: How many more items than it has sent are asked for when ``asend`` returns. 1 is as a
-            ``yield`` does: its item was taken and the next one is asked for.
+        lead: How far the pulls must be ahead of the sent items for ``asend`` to return. 1 is like a
+            ``yield``: the item was consumed and the next one is requested.
         on_end: Called when the stream has ended.
     """
 
@@ -79,7 +79,7 @@ class AioInbox(Inbox):
         self._disposable: _Disposes | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asked = self._sent = 0
-        # Which pull each sender waits for, and the sender.
+        # The pull that each sender waits for, and the sender's future.
         self._held: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def pull(self) -> Any:
@@ -103,8 +103,8 @@ class AioInbox(Inbox):
 
     def _subscribe(self, observable: SubscribesAsync[Any], loop: asyncio.AbstractEventLoop) -> None:
         before: set[asyncio.Task[Any]] = set()
-        # In a task: it may send, and wait for its consumer, before it is through with subscribing.
-        # Nothing else runs between its first step and the calls around it.
+        # In a task: it may send, and wait for its consumer, before subscribing is complete. Nothing
+        # else runs between its first step and the two calls around it.
         loop.call_soon(lambda: before.update(asyncio.all_tasks()))
         self._subscribing = start_task(self._begin(observable), loop)
         loop.call_soon(lambda: self._note(asyncio.all_tasks() - before))
@@ -122,7 +122,7 @@ class AioInbox(Inbox):
 
     async def _send(self, item: Any) -> None:
         if self.is_closed:
-            # A sender that does not stop must not hold up the loop.
+            # A sender that does not stop must not block the loop.
             await asyncio.sleep(0)
             return
         self._sent += 1
@@ -154,22 +154,22 @@ class AioInbox(Inbox):
         self._tasks.discard(task)
         error: BaseException | None = None
         try:
-            # The library keeps its cancelled tasks: taking the exception frees its traceback.
+            # The library keeps its cancelled tasks: retrieving the exception frees its traceback.
             error = task.exception()
         except asyncio.CancelledError:
             if not task.cancelling():
                 error = asyncio.CancelledError()
         if error is not None:
-            # The library would only log it, and the stream would wait for ever.
+            # The library would only log it, and the stream would wait forever.
             self.end(error)
 
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
         self._closing = start_release(self._release(), loop)
-        # Behind the first step of that: a sender that is cancelled does not resume once more.
+        # After the first step of the release, so that a cancelled sender is not resumed as well.
         loop.call_soon(self._release_senders, self._sent + 1)
 
     async def _release(self) -> None:
-        """Dispose of the subscription, and wait until nothing is left."""
+        """Dispose of the subscription, and wait until all its tasks are done."""
         if self._subscribing is not None and not self._subscribing.done():
             self._subscribing.cancel()
             await done(self._subscribing)
@@ -178,7 +178,7 @@ class AioInbox(Inbox):
                 await self._disposable.dispose_async()
             except Exception as error:
                 _log.error(
-                    "disposing of an asynchronous subscription failed",
+                    "disposing of an AsyncObservable subscription failed",
                     exc_info=redacted_exc_info(error),
                 )
         # A task may have more to dispose of, such as the inner streams of a flat_map.
@@ -200,7 +200,7 @@ def _is_of_the_library(task: asyncio.Task[Any]) -> bool:
 
 
 def _is_disposing(task: asyncio.Task[Any]) -> bool:
-    """Return whether a task waits inside a ``dispose_async``, which is not to be cut short."""
+    """Return whether a task waits inside a ``dispose_async``, which must not be cancelled."""
     inner: Any = task.get_coro()
     while inner is not None:
         code = getattr(inner, "cr_code", None)

@@ -1,4 +1,4 @@
-"""What an ``aioreactive`` operator is, and what distinguishes it from a ``reactivex`` one."""
+"""Recognising ``aioreactive`` operators, and distinguishing them from ``reactivex`` ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
     """
     Return whether something callable in a list is an ``aioreactive`` operator.
 
-    Where the name of its home module does not decide, it is applied to an empty stream, of
-    ``reactivex`` first and then, if that returned no Observable, of ``aioreactive``. An operator
-    that returns its argument is taken for one of ``reactivex``.
+    If the name of its module does not decide, it is applied to an empty stream, first of
+    ``reactivex`` and then, if the result is no Observable, of ``aioreactive``. An operator that
+    returns its argument counts as ``reactivex``.
     """
     if "aioreactive" not in sys.modules or inspect.iscoroutinefunction(operator):
         return False
@@ -53,15 +53,15 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
 
 def answers_within_asend(operator: AioOperator) -> bool:
     """
-    Return whether an ``aioreactive`` operator emits within the ``asend`` that it is given an item by.
+    Return whether an ``aioreactive`` operator emits within the ``asend`` that passes it an item.
 
-    All but those named here hand their items to a task of their own, or may do so.
+    All except those named here pass items to a task of their own, or may do so.
     """
     return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
 
 def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
-    """Return an AsyncObservable with operators as methods, which those of a user may want."""
+    """Return an AsyncObservable with operators as methods, which user operators may need."""
     from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators has it
 
     return AsyncRx(AsyncAnonymousObservable[Any](subscribe))

@@ -1,4 +1,4 @@
-"""Arguments of operators, checked when an operator is made."""
+"""Checking the arguments of operators when an operator is made."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ P = ParamSpec("P")
 
 Description: TypeAlias = tuple[inspect.Signature, Mapping[str, Any]]
 
-# An operator may be written in a function, and refer to what lives there.
+# An operator may be defined in a function, and refer to its locals: keep no reference.
 _known: weakref.WeakKeyDictionary[Callable[..., object], Description] = weakref.WeakKeyDictionary()
 
 
 class AtLeast:
     """
-    A bound for a number, in a signature: ``limit: Annotated[int, AtLeast(1)]``.
+    A lower bound for a number in a signature: ``limit: Annotated[int, AtLeast(1)]``.
 
     Args:
-        bound: The lowest value, or with *above* the highest that is too low.
+        bound: The lowest allowed value, or with *above* the highest value that is too low.
         above: Whether *bound* itself is too low.
-        unit: What is counted, for the error.
+        unit: The unit, for the error message.
     """
 
     def __init__(self, bound: float, unit: str = "", *, above: bool = False) -> None:
@@ -51,21 +51,21 @@ Seconds: TypeAlias = Annotated[float, AtLeast(0, "seconds", above=True)]
 """A positive number of seconds."""
 
 CHECKED: Final = object()
-"""Has an argument's class checked, in a signature: ``request: Annotated[Request, CHECKED]``."""
+"""Marks an argument whose class is checked: ``request: Annotated[Request, CHECKED]``."""
 
 
 def check_arguments(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
     """
-    Check the arguments of an operator, or of a class, against its signature and the types in it.
+    Check the arguments of an operator, or of a class, against its annotated signature.
 
-    Numbers, texts, flags, literals and functions are checked, with the bounds that `AtLeast` sets,
-    and whether a function may be async; any other type is left to the type checker, but for one
-    with `CHECKED`. What ``*args`` and ``**kwargs`` hold is checked one by one, as are the options of
-    an unpacked ``TypedDict``.
+    Numbers, strings, flags, literals and functions are checked, including `AtLeast` bounds and
+    whether a function may be async; other types are left to the type checker unless marked
+    `CHECKED`. Each of ``*args`` and ``**kwargs`` is checked, as are the options of an unpacked
+    ``TypedDict``.
 
     Raises:
-        TypeError: An argument is missing, unknown, or of another type.
-        ValueError: A number is out of bounds, or a literal none of those allowed.
+        TypeError: An argument is missing, unknown, or of the wrong type.
+        ValueError: A number is out of bounds, or a literal is not allowed.
     """
     signature, hints = described(function)
     name = function.__name__
@@ -99,7 +99,7 @@ def _check_options(name: str, options: Any, given: Mapping[str, object]) -> None
 
 
 def described(function: Callable[..., object]) -> Description:
-    """Return a function's signature, and its parameters' types as far as they are known."""
+    """Return a function's signature, and those of its parameters' types that can be resolved."""
     found = _known.get(function)
     if found is None:
         found = _known[function] = _describe(function)
@@ -112,7 +112,7 @@ def _describe(function: Callable[..., object]) -> Description:
     hints: dict[str, Any] = {}
     for option, annotation in inspect.get_annotations(called).items():
         one = types.SimpleNamespace(__annotations__={option: annotation})
-        # Some names exist for the type checker only.
+        # Some names exist only for the type checker.
         with contextlib.suppress(NameError, TypeError, AttributeError):
             hints |= typing.get_type_hints(one, names, include_extras=True)
     return inspect.signature(function), hints
@@ -133,7 +133,7 @@ def _check(where: str, hint: Any, value: object) -> None:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...] | None:
-    """Return the types that are allowed; None where one of them can't be checked."""
+    """Return the allowed types; None if one of them can't be checked."""
     members = _members(hint)
     return members if all(map(_can_be_checked, members)) else None
 
@@ -157,7 +157,7 @@ def _is_callable(hint: Any) -> bool:
 
 
 def _takes_no_async(hint: Any) -> bool:
-    """Return whether the functions that are allowed return what is meant, and nothing to be awaited."""
+    """Return whether only functions that are not async are allowed."""
     functions = [each for each in _members(hint) if _is_callable(each)]
     returned = [(typing.get_args(each) or (Any,))[-1] for each in functions]
     return bool(functions) and not any(each is Any or _is_awaitable(each) for each in returned)
@@ -208,7 +208,7 @@ _SIMPLE: tuple[Any, ...] = (int, float, str, bool, type(None))
 _NAMES: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     bool: "True or False",
     type(None): "None",
 }

@@ -25,7 +25,7 @@ from operators._core.tasks import start_release
 __all__ = ("AnyOperator", "Boundary", "Plan", "fuse", "make_stream", "plan_of")
 
 AnyOperator: TypeAlias = Operator[Any, Any] | RxOperator | AioOperator
-"""What may stand in a pipeline's list."""
+"""What a pipeline's list may contain."""
 
 A = TypeVar("A")
 B = TypeVar("B", default=Any)
@@ -33,7 +33,7 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """What stands between two runs: one that pulls for itself, or neighbours of one library."""
+    """What is between two runs: an async generator operator, or adjacent ones of one library."""
 
     kind: Literal["pulling", "reactivex", "aioreactive"]
     operators: tuple[Any, ...]
@@ -42,19 +42,19 @@ class Boundary(NamedTuple):
 
 class Plan:
     """
-    A list of operators, checked and cut into parts, once for all streams.
+    A list of operators, validated and divided into runs, once for all streams.
 
     Args:
         operators: Operators of any kind, in order.
-        where: What the list is called, for errors.
+        where: The list's name in error messages.
 
     Attributes:
         operators: The operators, in order.
-        runs: What is fused; one more than there are boundaries.
-        boundaries: What stands between two runs.
+        runs: The fused runs; one more than there are boundaries.
+        boundaries: What is between the runs.
 
     Raises:
-        NotAnOperator: Names the first that is no operator, or what is no list of them.
+        NotAnOperator: An entry is not an operator, or *operators* is not a list; names it.
     """
 
     __slots__ = ("boundaries", "operators", "runs")
@@ -73,7 +73,7 @@ class Plan:
                 continue
             before = self.boundaries[-1] if self.boundaries and not run else None
             if before is not None and before.kind == found.kind != "pulling":
-                # Neighbours stay together: what passes between them may be live (row O3).
+                # Adjacent ones stay together: live observables may pass between them (row O3).
                 self.boundaries[-1] = before._replace(operators=(*before.operators, item))
                 continue
             self.boundaries.append(found)
@@ -83,7 +83,7 @@ class Plan:
 
 
 def plan_of(operators: Iterable[object] | Plan) -> Plan:
-    """Return the plan of a list; a plan comes back as it is."""
+    """Return the plan of a list; a plan is returned unchanged."""
     return operators if isinstance(operators, Plan) else Plan(operators)
 
 
@@ -113,25 +113,25 @@ def fuse(
     """
     Make one pulled stream of a source and a list of operators.
 
-    Neighbouring operators of ours become one loop; one that pulls for itself, and those of
-    ``reactivex`` or ``aioreactive``, stand between loops. What the latter mean for the pull is
+    Adjacent operators of this library become one loop; async generator operators, and those of
+    ``reactivex`` or ``aioreactive``, are segments between loops. How the latter affect the pull is
     described in ``docs/architecture.md``, and shown by :meth:`Pipeline.draw`.
 
     Args:
-        source: An asynchronous iterator; the stream owns it, also when this function raises.
-        operators: Operators in order, ours, ``reactivex`` and ``aioreactive`` ones mixed freely.
-        own_context: The context to run source and operators in; a copy of the present one by
-            default.
-        scope: Handed to operators with a parameter ``scope``.
+        source: An asynchronous iterator; the stream owns it, even if this function raises.
+        operators: Operators in order: ours, ``reactivex`` and ``aioreactive`` ones, freely mixed.
+        own_context: The context to run source and operators in; by default a copy of the current
+            one.
+        scope: Passed to operators with a parameter ``scope``.
 
     Returns:
-        The stream. Type checkers know its items from a single operator, and where every operator
-        takes what the source has.
+        The stream. Type checkers infer its items from a single operator, or if all operators keep
+        the source's type.
 
     Raises:
-        NotAnOperator: An entry of the list is no operator.
-        TypeError: The source is no asynchronous iterator.
-        Exception: What an operator's set-up raised.
+        NotAnOperator: An entry of the list is not an operator.
+        TypeError: The source is not an asynchronous iterator.
+        Exception: Raised by an operator's set-up.
 
     >>> import asyncio
     >>> from operators import fuse, until_terminal
@@ -162,12 +162,13 @@ def make_stream(
     """
     Do as :func:`fuse`, for a class derived from `FusedRun`.
 
-    *observer* is notified of what a drop keeps from the consumer, and of the end.
+    *observer* is notified of items that a drop kept from the consumer, and of the end.
     """
     current: Any = source
     try:
         plan = plan_of(operators)
-        # Whatever task pulls or closes it, an engine finds what it has set in its last step.
+        # An engine sees its context variables from its last step, whichever task pulls or closes
+        # it.
         own_context = contextvars.copy_context() if own_context is None else own_context
         if plan.boundaries:
             enter: Any = own_context.run
@@ -199,7 +200,7 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
 
 
 def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segment:
-    """Make the part that stands at a boundary, for one stream."""
+    """Make the segment of a boundary, for one stream."""
     if boundary.kind == "pulling":
         return boundary.operators[0].segment(before, scope)
     segment = AioSegment if boundary.kind == "aioreactive" else RxSegment
@@ -207,17 +208,17 @@ def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segmen
 
 
 def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
-    """Check what stands at a place of a list; return None if it is fused with its neighbours."""
+    """Validate an entry of a list; return None if it is fused with its neighbours."""
     name, place = where
     if isinstance(item, PullingOperator):
         return Boundary("pulling", (item,), where)
     if isinstance(item, Operator):
         return None
     if isinstance(item, OnWholeStreams):
-        raise NotAnOperator(f"{name}[{place}] can't stand in a list: {item.instead}")
+        raise NotAnOperator(f"{name}[{place}] can't be part of a pipeline: {item.instead}")
     if not callable(item):
         raise NotAnOperator(
-            f"{name}[{place}] is no operator: expected one of ours, of reactivex or of "
+            f"{name}[{place}] is not an operator: expected one of ours, of reactivex or of "
             f"aioreactive, got {type(item).__name__} {item!r}"
         )
     if is_aio_operator(item):

@@ -1,4 +1,4 @@
-"""The rules between the operators of one run: what ends, failures and drops mean."""
+"""The rules between the operators of one run for ends, failures and drops."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ("Chain",)
 
 class Chain(Stages):
     """
-    The stages of one run of neighbouring operators, and the rules between them.
+    The stages of one run of adjacent operators, and the rules between them.
 
-    This is the one place that knows what ends, failures and drops mean; the fused loop and the
-    plain Observable only decide how items come in and go out. Signals of one chain are serial: the
-    callers guarantee it, and no lock is taken.
+    Only this class handles ends, failures and drops; the fused loop and the plain Observable only
+    decide how items come in and go out. Signals of one chain are serial: callers guarantee it, and
+    no lock is taken.
 
     Args:
         factories: The operators.
-        scope: Handed to operators that ask for the scope of the stream.
+        scope: Passed to operators that take the scope of the stream.
 
     Attributes:
-        visits: For each stage which items visit it.
+        visits: For each stage, which items visit it.
         reshaped: Whether the visits changed since the flag was last cleared.
-        out: Items that came out by any other way than one for one, in order.
-        has_ended: Whether nothing comes in any more: completed, failed or closed.
+        out: Items that did not come out one for one, in order.
+        has_ended: Whether no more items come in: completed, failed or closed.
         error: What the stream failed with, once it has ended.
-        ended_by: The operator that ended the stream before its source did; None where none did.
+        ended_by: The operator that ended the stream before its source did, if any.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Chain(Stages):
         self._factories = factories
         self._scope = scope
         self._is_last = False
-        # Where the last item was sent on from, and the operator that made it the last one.
+        # The stage from which the last item continued, and the operator that made it the last one.
         self._last_from = 0
         self._last_by: str | None = None
         # The operator that handed out nothing for the last item.
@@ -136,26 +136,26 @@ class Chain(Stages):
 
     def send_last(self, place: int = 0, by: str | None = None) -> None:
         """
-        Note that what is sent on from *place* is the stream's last item.
+        Record that the stream's last item continues from *place*.
 
-        *by* is the operator that ended the stream with it, None where that was its source. Once it
-        is through, :meth:`complete_last` ends the stages that it came to.
+        *by* is the operator that ended the stream with it, None if that was its source. Once it has
+        passed, :meth:`complete_last` ends the stages from there on.
         """
         self._is_last = True
         self._last_from = place
         self._last_by = by or self._last_by
 
     def complete_last(self) -> None:
-        """Complete the stages behind the last item."""
+        """Complete the stages that the last item has passed."""
         self.complete(self._last_from, self._kept_by or self._last_by)
 
     def stage_returned(self, place: int, result: StageResult | None) -> Any:
         """
-        Take what the stage at *place* returned for an item, where that is no item.
+        Handle what the stage at *place* returned for an item, if that is not an item.
 
         Returns:
-            The stream's last item, if the stage ended the stream with one alone: it is to be sent on
-            from the next stage. None where there is nothing to send on.
+            The stream's last item, if the stage ended the stream with a single one, to continue
+            with the next stage; otherwise None.
         """
         if result is None:
             self.stage_raised(none_handed_out(), place)
@@ -166,7 +166,7 @@ class Chain(Stages):
             if len(result.items) == 1 and result.error is None:
                 self.send_last(place + 1, None if self._is_last else self._factories[place].name)
                 return result.items[0]
-            # Items before the last one may change which items visit the stages behind.
+            # Items before the last one may change which items visit later stages.
             self._finish_with(place, result)
             return None
         self._apply(place, result)
@@ -182,13 +182,13 @@ class Chain(Stages):
         self, error: BaseException, place: int, item: Any = None, since: int = 0
     ) -> None:
         """
-        Take an exception that came out of a step: the stage's end, or its failure.
+        Handle an exception raised by a step: the stage's end, or its failure.
 
         Args:
             error: ``StopIteration`` for a stage that returned.
             place: The stage.
-            item: What it was called with.
-            since: The first of the stages that the item came through.
+            item: The item it was called with.
+            since: The first stage that the item passed.
         """
         body = self.bodies[place]
         has_returned = (
@@ -214,8 +214,8 @@ class Chain(Stages):
         """
         Return the failure of a stage whose step raised *error* for *item*.
 
-        In a request's pipeline, where an operator in front handed out no chunk, that is another
-        error, and the operator in front is named (row O5).
+        In a request's pipeline, if an earlier operator handed out a non-chunk, that is the error,
+        and the earlier operator is named (row O5).
         """
         if self._scope is not None and self._factories[place].takes == "chunks":
             wrong, name = wrong_item(error, item), self._made_by(item, place, since)
@@ -234,7 +234,7 @@ class Chain(Stages):
     def _end_before(self, place: int) -> None:
         """End the stages before *place*, whose operator ended the stream."""
         if self._is_last:
-            # The source had completed already, so for them this is no drop.
+            # The source had already completed, so for them this is not a drop.
             for here in range(place):
                 self._end(here, Completed())
         else:
@@ -284,7 +284,7 @@ class Chain(Stages):
 
     def close_stages(self) -> None:
         """
-        Close every stage that still lives, in order: a drop. Idempotent.
+        Close every stage that has not ended, in order: a drop. Idempotent.
 
         A stage that is running at this moment (it dropped its own stream) stays open; the caller
         closes again when the step has ended.
@@ -293,7 +293,7 @@ class Chain(Stages):
         self._close(0, len(self.bodies))
 
     def _apply(self, place: int, result: StageResult) -> None:
-        """Apply what a result says of the items that visit the stage from now on."""
+        """Apply a result's change to which items visit the stage."""
         if result.detaches:
             self.visits[place] = None
             self.reshaped = True
@@ -307,7 +307,7 @@ class Chain(Stages):
     def _finish_with(
         self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
     ) -> None:
-        """End the stages behind *place*, whose stage ended the stream with these last items."""
+        """End the stages after *place*, whose stage ended the stream with these last items."""
         if type(value) is not StageResult:
             value = StageResult(() if value is None else (value,))
         items, error = value.items, value.error
@@ -329,10 +329,10 @@ class Chain(Stages):
 
 
 def _body_of(factory: StageFactory, made: object) -> GeneratorBody:
-    """Return the body of a stage that the factory made a generator for."""
+    """Return the body for a generator made by the factory."""
     if not isinstance(made, GeneratorType):
         raise TypeError(
-            f"{factory.name}: expected the body of an operator to be a generator, "
+            f"{factory.name}: expected the operator's function to return a generator,  "
             f"got {type(made).__name__}"
         )
     return GeneratorBody(cast("GeneratorType[Any, Any, Any]", made))

@@ -1,4 +1,4 @@
-"""A pipeline drawn as text: what is fused with what, and what leaves the consumer's pull."""
+"""A pipeline drawn as text: what is fused, and what runs outside the consumer's pull."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _group(title: str, operators: Sequence[AnyOperator]) -> list[str]:
 
 def _title(boundary: Boundary) -> str:
     if boundary.kind == "pulling":
-        return "pulls for itself"
+        return "async generator, pulls its source"
     at_once: Callable[[Any], bool] = (
         answers_at_once if boundary.kind == "reactivex" else answers_within_asend
     )

@@ -1,4 +1,4 @@
-"""Exceptions on their way: what is noted on them, logged of them, and kept out of both."""
+"""Propagating exceptions: notes on them, redacted logging, and freed tracebacks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | N
 
 
 class SourceCancelled(RuntimeError):
-    """
-    A source or an operator raised ``CancelledError`` or ``GeneratorExit`` although nobody had
-    cancelled it.
-    """
+    """A source or an operator raised a ``CancelledError`` without having been cancelled."""
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -38,14 +35,14 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def is_only_closed(error: BaseException) -> bool:
-    """Return whether *error* is what a task group makes of the close that went through it."""
+    """Return whether *error* is a ``GeneratorExit``, or one wrapped by task groups."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_only_closed, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     return isinstance(error, GeneratorExit)
 
 
 def as_failure(error: BaseException, who: str) -> BaseException:
-    """Return the failure that a cancellation is which *who* made (row S6); another error itself."""
+    """Return a cancellation raised by *who* as a failure (row S6), any other error unchanged."""
     if not is_cancellation(error):
         return error
     failure = SourceCancelled(f"{who} raised {type(error).__name__}")
@@ -55,13 +52,13 @@ def as_failure(error: BaseException, who: str) -> BaseException:
 
 def redacted_exc_info(error: BaseException) -> ExcInfo:
     """
-    Return *error* as logging takes it, with its class and traceback and without its message.
+    Return *error* as ``exc_info`` for logging, with its class and traceback but no message.
 
-    An engine's message may hold a prompt or generated text, which belong in no log.
+    An engine's message may contain a prompt or generated text, which must not be logged.
 
     >>> import traceback
     >>> try:
-    ...     int("what somebody wrote")
+    ...     int("user input")
     ... except ValueError as error:
     ...     traceback.format_exception_only(*redacted_exc_info(error)[:2])[-1].strip()
     'ValueError'
@@ -76,11 +73,11 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
 
 def none_handed_out() -> TypeError:
     """Return the error for an operator that hands out None (row O5)."""
-    return TypeError("expected an item to hand out, got None; emit() hands out nothing")
+    return TypeError("expected an item to hand out, got None; use emit() to hand out nothing")
 
 
 def wrong_item(error: BaseException, item: object) -> TypeError | None:
-    """Return the error for an operator that hands out *item*; None unless it is no chunk, and led to *error*."""
+    """Return the error for handing out *item*, if it is no chunk and led to *error*; else None."""
     if not isinstance(error, AttributeError | TypeError):
         return None
     if hasattr(item, "token_ids") and hasattr(item, "finish_reason"):
@@ -92,10 +89,9 @@ def wrong_item(error: BaseException, item: object) -> TypeError | None:
 
 def drop_top_frame(error: BaseException) -> None:
     """
-    Take the frame that caught *error* out of its traceback.
+    Remove the frame that caught *error* from its traceback.
 
-    That frame, or one that called it, refers to the error: a cycle that only the garbage collector
-    would free, for every stream.
+    That frame, or a caller's, refers to the error: a reference cycle for every stream.
     """
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
@@ -103,9 +99,9 @@ def drop_top_frame(error: BaseException) -> None:
 
 def add_operator_note(error: BaseException, name: str, scope: Any = None) -> None:
     """
-    Note on *error* which operator raised it, once, and notify the scope (row O4).
+    Add a note to *error* that names the operator, once, and notify the scope (row O4).
 
-    A traceback shows the note, and texts stay as they are.
+    Tracebacks show the note; the message is not changed.
     """
     if not isinstance(error, Exception):
         return

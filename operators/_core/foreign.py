@@ -1,4 +1,4 @@
-"""Operators of another library as a part of a pulled pipeline: what is the same for both libraries."""
+"""Operators of another library as a segment of a pulled pipeline: what both libraries share."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ InboxT = TypeVar("InboxT", bound=Inbox)
 
 class ForeignSegment(Segment, Generic[InboxT]):
     """
-    Neighbouring operators of one library between two parts of a pulled pipeline.
+    Adjacent operators of one library between two parts of a pulled pipeline.
 
-    Operators that answer at once are fed within the consumer's pull, until an item comes out. If
-    one of them does not, all are detached: a task pulls the source while the consumer waits and
-    nothing has come out. They may hold what they are given, so that is a copy (row E6).
+    Synchronous operators are fed within the consumer's pull, until an item comes out. If one of
+    them is not, all are detached: a task pulls the source while the consumer waits and nothing has
+    come out. They receive copies, because they may hold items (row E6).
 
     Args:
         source: The part before this one.
         operators: The operators, in order.
-        where: What the list is called, and the place of the first, for errors.
+        where: The list's name, and the first operator's position, for error messages.
 
     Raises:
-        NotAnOperator: An operator returns no observable, or cannot be applied at all.
+        NotAnOperator: An operator does not return an observable, or can't be applied.
     """
 
     __slots__ = (
@@ -59,7 +59,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         self._names = ", ".join(map(name_of, operators))
         self._observer: Any = None
         self._is_subscribed = False
-        # None where the consumer's pull feeds the operators.
+        # None if the consumer's pull feeds the operators.
         self._pump: Pump[Any] | None = None
         observable = applied(self._observable(), operators, where)
         if not all(map(self._answers_at_once, operators)):
@@ -69,11 +69,11 @@ class ForeignSegment(Segment, Generic[InboxT]):
     @staticmethod
     @abstractmethod
     def _answers_at_once(operator: Any) -> bool:
-        """Return whether an operator emits only while it is handed a signal of its source."""
+        """Return whether an operator emits only while it handles a signal of its source."""
 
     @abstractmethod
     def _observable(self) -> Any:
-        """Return the source as an observable; it does not keep this part alive."""
+        """Return the source as an observable, which does not keep this segment alive."""
 
     @abstractmethod
     def _receive(self, observable: Any) -> None:
@@ -81,11 +81,11 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
     @abstractmethod
     def _feed(self, item: Any) -> Awaitable[None] | None:
-        """Hand the operators an item."""
+        """Pass an item to the operators."""
 
     @abstractmethod
     def _tell_end(self, observer: Any, failure: Exception | None) -> Awaitable[None] | None:
-        """Tell the operators that the source has ended, by *failure* or without."""
+        """Signal to the operators that the source has ended, with or without *failure*."""
 
     @property
     def ended(self) -> bool:
@@ -120,7 +120,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         return item
 
     def _taken(self) -> None:
-        """Note that the consumer has taken an item."""
+        """Handle that the consumer has received an item."""
 
     async def _pull(self) -> None:
         """Pull the source once, in the consumer's pull."""
@@ -141,7 +141,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
     def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
         observer, self._observer = self._observer, None
         if failure is not None and not isinstance(failure, Exception):
-            # Cancellation and the like are no signal that an operator may turn into items.
+            # A cancellation must not reach operators, which could turn it into items.
             self._inbox.end(failure)
             return None
         return None if observer is None else self._tell_end(observer, failure)
@@ -151,28 +151,28 @@ class ForeignSegment(Segment, Generic[InboxT]):
             self._pump.demand()
 
     def _demand_more(self) -> None:
-        """Have the source pulled again where the consumer waits still."""
+        """Pull the source again if the consumer is still waiting."""
         if self._inbox.is_awaited:
             self._demand()
 
     def _subscribed(self, observer: Any) -> None:
-        """Note that the operators have subscribed to the source, in whatever thread."""
+        """Record that the operators have subscribed to the source, in any thread."""
         if self._is_subscribed:
-            # The operator gets no error: one that retries on an error would do so for ever.
+            # The operator gets no error, because one that retries would do so forever.
             error = RuntimeError("a token stream can be subscribed to only once")
             self._inbox.call_on_loop(self._inbox.end, error)
             return
         self._is_subscribed = True
         self._observer = observer
-        # The consumer may have begun to wait already.
+        # The consumer may already be waiting.
         self._inbox.call_on_loop(self._demand_more)
 
     def _unsubscribed(self) -> None:
-        """Note that the operators have left the source, in whatever thread."""
+        """Record that the operators have unsubscribed from the source, in any thread."""
         self._inbox.call_on_loop(self._leave_source)
 
     def _leave_source(self) -> None:
-        """Drop the source; a pull or a step that is under way ends."""
+        """Drop the source; a pull or step in progress ends."""
         self._observer = None
         if self._pump is not None:
             self._pump.close()
@@ -182,7 +182,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
     def close(self) -> None:
         """Drop: the operators' subscription, the source and the task that pulls it. Idempotent."""
         self._inbox.close()
-        # Where the garbage collector found the stream, nothing refers weakly to it any more.
+        # During garbage collection, weak references to this segment are already dead.
         self._leave_source()
 
     async def aclose(self) -> None:
@@ -195,7 +195,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
 
 
 def kind_of(value: object) -> str | None:
-    """Return what an observable is called in its library; None for anything else."""
+    """Return the name of an observable's kind; None for anything else."""
     if isinstance(value, abc.ObservableBase):
         return "Observable"
     return "AsyncObservable" if hasattr(value, "subscribe_async") else None
@@ -206,7 +206,8 @@ def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple
     Apply operators to an observable of their library, in order.
 
     Raises:
-        NotAnOperator: One returns no observable of that kind, or cannot be applied; names the place.
+        NotAnOperator: One does not return an observable of that kind, or can't be applied; names
+            its position.
     """
     kind = kind_of(source)
     name, first = where
@@ -216,13 +217,13 @@ def applied(source: Any, operators: Sequence[Callable[[Any], Any]], where: tuple
         except Exception as error:
             hint = _CALL_IT if hasattr(operator, "__wrapped__") else ""
             raise NotAnOperator(
-                f"{name}[{place}] is no operator: {operator!r} can't be applied to an {kind}: "
+                f"{name}[{place}] is not an operator: {operator!r} can't be applied to an {kind}: "
                 f"{type(error).__name__}: {error}{hint}"
             ) from error
         if kind_of(source) != kind:
             hint = _CALL_IT if isinstance(source, Operator) else ""
             raise NotAnOperator(
-                f"{name}[{place}] is no operator: applied to an {kind} it gave "
+                f"{name}[{place}] is not an operator: applied to an {kind} it returned "
                 f"{type(cast('object', source)).__name__}, expected an {kind}{hint}"
             )
     return source

@@ -1,4 +1,4 @@
-"""Fusion: a run of operators over a source, as one loop that the consumer's pull drives."""
+"""Fusion: a run of operators over a source, as one loop driven by the consumer's pull."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class FusedRun(Run, Generic[B]):
     """
     A run of operators over an asynchronous source, pulled by its consumer.
 
-    One pull of the consumer pulls the source until one item comes out, once where the operators
-    return one for one (row S4). There is no task, queue or future per item. However the run ends,
-    it releases everything once, before its last item is handed out where it ends by one (row P6a).
+    One pull of the consumer pulls the source until an item comes out: once if the operators return
+    one item for one (row S4). There is no task, queue or future per item. However the run ends, it
+    releases everything once; if it ends with a last item, before that is handed out (row P6a).
 
     Args:
-        source: Where items come from. Its ``aclose``, if it has one, is called at the end.
-        operators: Neighbouring operators, in order.
+        source: The source of the items. Its ``aclose``, if it has one, is called at the end.
+        operators: Adjacent operators, in order.
         own_context: The context that source and operators run in; None for the consumer's own.
-        enters: Whether the run enters *own_context* for each pull; a part of a stream whose last run
-            does is pulled in it already.
-        scope: Handed to operators that ask for the scope of the stream.
-        observer: Notified of what a drop keeps from the consumer, and of the end.
-        loop: The running event loop, for a caller who knows it.
+        enters: Whether the run enters *own_context* for each pull; earlier parts of a stream are
+            already pulled in it by the last run.
+        scope: Passed to operators that take the scope of the stream.
+        observer: Notified of items that a drop kept from the consumer, and of the end.
+        loop: The running event loop, if the caller has it.
     """
 
     __slots__ = ()
 
     def _begin_loop(self) -> None:
-        """Begin the loop for the stages that items still visit; it first hands out what waits."""
+        """Start the loop for the stages still visited; it first hands out waiting items."""
         chain = self._chain
         chain.reshaped = False
         source: Any = chain.source
@@ -77,14 +77,14 @@ class FusedRun(Run, Generic[B]):
             if self._state:
                 break
             if self._chain.has_ended:
-                # Without a context to enter, the pull may be in that of the source.
+                # Without a context to enter, the caller may already run in the source's.
                 self._finish(eagerly=self._enter is not operator.call)
             else:
                 self._begin_loop()
         return await self._after_end()
 
     async def _after_end(self) -> B:
-        """Hand out what is left when the loop has returned, then raise what the run ended with."""
+        """Hand out the remaining items when the loop has returned, then raise the run's end."""
         if self._state == WAITING:
             raise RuntimeError("the stream is already being pulled by another task")
         if self._state == LEAVING:
@@ -110,7 +110,7 @@ class FusedRun(Run, Generic[B]):
 
     @types.coroutine
     def _wait(self, signal: Any) -> Generator[Any, Any, bool]:
-        """Pass on the futures that the step waits for; return whether an item came of it."""
+        """Pass on the futures that the step awaits; return whether it produced an item."""
         chain = self._chain
         self._state = WAITING
         self.waits += 1
@@ -118,8 +118,8 @@ class FusedRun(Run, Generic[B]):
         chain.baseline = 0 if task is None else task.cancelling()
         message: tuple[Any, ...] = ()
         if task is None and is_elsewhere(self.event_loop):
-            # The engine fails as at any future of another loop, and its stream ends.
-            error = RuntimeError("the stream is pulled on another event loop than its own")
+            # The engine fails, as with any future of another loop, and its stream ends.
+            error = RuntimeError("the stream is pulled on an event loop other than its own")
             signal = self._advance(self._generator.throw, error)
         while signal is not READY and signal is not RETURNED:
             if chain.is_disturbed:
@@ -143,16 +143,16 @@ class FusedRun(Run, Generic[B]):
         return signal is READY
 
     def _check_disturbance(self) -> None:
-        """See what has become of a cancellation and of a close, before the step waits again."""
+        """Check the state of a cancellation and of a close, before the step waits again."""
         chain, task = self._chain, self._chain.puller
         if chain.is_interrupted and task is not None and task.cancelling() <= chain.baseline:
             chain.interrupt(interrupted=False)
         if self._state == UNWINDING and not chain.is_interrupted:
-            # It was closed while something else unwound that has been caught since.
+            # It was closed while another cancellation unwound, which was caught since.
             self._cancel_pull()
 
     def _end_disturbed_wait(self, message: tuple[Any, ...], *, has_item: bool) -> bool:
-        """End a wait that saw a cancellation or a close; a consumer's cancellation is raised again."""
+        """End a wait that saw a cancellation or a close; re-raise a consumer's cancellation."""
         chain, task = self._chain, self._chain.puller
         if chain.own_cancels and task is not None:
             chain.own_cancels = 0
@@ -162,7 +162,7 @@ class FusedRun(Run, Generic[B]):
         if self._state == UNWINDING:
             self._end_unwinding()
         elif is_cancelled:
-            # Whatever the engine made of it, the consumer's cancellation is a drop (rows S6, S7).
+            # Whatever the engine did with it, the consumer's cancellation is a drop (rows S6, S7).
             self._state = IDLE
             self._withhold([chain.item] if has_item else [])
             self._drop()
@@ -175,10 +175,9 @@ class FusedRun(Run, Generic[B]):
 
     def put_back(self, items: Iterable[B]) -> None:
         """
-        Have *items* handed out, in order, before anything else; not while a pull is under way.
+        Hand out *items*, in order, before anything else; not while a pull is in progress.
 
-        A drop forgets them, and one that came before does too. Once they are out, they cost nothing
-        any more.
+        A drop, earlier or later, discards them. Once handed out they cost nothing.
         """
         if self.dropped:
             return
@@ -189,7 +188,7 @@ class FusedRun(Run, Generic[B]):
 
 
 def _pull_of(source: AsyncIterator[Any]) -> Callable[[], Any]:
-    """Return the function that returns the next of *source*, to be delegated to."""
+    """Return the function whose awaitable the loop delegates to for the next item of *source*."""
     if type(source) is types.AsyncGeneratorType or inspect.iscoroutinefunction(source.__anext__):
         return source.__anext__
 

@@ -1,4 +1,4 @@
-"""What has come of an observable and waits to be pulled."""
+"""The items of an observable that wait to be pulled."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ("Inbox", "RxInbox")
 
 
 _TOO_MANY: Final = (
-    "{}: more than {} items wait for the consumer, which can't hold back what a reactivex operator "
-    "emits by itself: have it emit fewer at once, or await in an operator that pulls its source"
+    "{}: more than {} items wait for the consumer, and a reactivex operator that emits by itself "
+    "has no back-pressure: have it emit fewer at once, or use an async generator operator"
 )
 
 
 class Inbox(Mailbox[Any]):
     """
-    A mailbox that a subscription fills, begun at the first pull.
+    A mailbox that is filled by a subscription, made at the first pull.
 
     Attributes:
-        is_ahead: Something may wait that was not demanded.
+        is_ahead: Whether items may wait that were not requested.
     """
 
     __slots__ = ("_is_disposed", "_loop", "_observable", "is_ahead")
@@ -47,17 +47,17 @@ class Inbox(Mailbox[Any]):
 
     @abstractmethod
     def _dispose(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to dispose of the subscription; called once."""
+        """Start to dispose of the subscription; called once."""
 
     def open(self) -> None:
-        """Subscribe, if that was not done yet."""
+        """Subscribe, unless already done."""
         if self._loop is None and not self._is_disposed:
             self._loop = asyncio.get_running_loop()
             observable, self._observable = self._observable, None
             self._subscribe(observable, self._loop)
 
     async def opened(self) -> None:
-        """Wait until it is subscribed to; for one that does not send meanwhile."""
+        """Wait until the subscription is made; for sources that do not send during it."""
         self.open()
 
     async def pull(self) -> Any:
@@ -68,13 +68,13 @@ class Inbox(Mailbox[Any]):
         try:
             return await self.get()
         except BaseException:
-            # The end, a failure, or as in a generator the cancellation of the task that waits.
+            # The end, a failure, or, as in a generator, the cancellation of the waiting task.
             self.close()
             await self.released()
             raise
 
     def close(self) -> None:
-        """Dispose of the subscription without waiting, and forget what has come. Idempotent."""
+        """Dispose of the subscription without waiting, and discard the items. Idempotent."""
         if self._is_disposed:
             return
         self._is_disposed = True
@@ -87,7 +87,7 @@ class Inbox(Mailbox[Any]):
         """Wait until the subscription is disposed of, after :meth:`close`."""
 
     def abandon(self) -> None:
-        """Close, from a finaliser: in any thread, in the middle of anything."""
+        """Close from a finalizer: in any thread, at any point."""
         if not self._is_disposed and self._loop is not None:
             defer_to_loop(self._loop, self.close)
 
@@ -98,18 +98,18 @@ class Inbox(Mailbox[Any]):
 
 class RxInbox(Inbox):
     """
-    Of a ``reactivex`` Observable, which may push from any thread.
+    The inbox of a ``reactivex`` Observable, which may push from any thread.
 
     Args:
         observable: The Observable.
-        scheduler: For its timers; those of the event loop when left out.
-        limit: How many items may wait before the stream fails; None for any number. Those that
-            come while *is_fed* are not counted.
-        name: Who pushes, for that error.
+        scheduler: For its timers; by default the event loop's.
+        limit: How many items may wait before the stream fails; None for no limit. Items that arrive
+            while *is_fed* don't count.
+        name: The name of the operators, for that error.
 
     Attributes:
-        is_fed: What comes now was asked for.
-        is_remote: Something was pushed from another thread.
+        is_fed: Whether items that arrive now were requested.
+        is_remote: Whether an item was pushed from another thread.
     """
 
     __slots__ = (
@@ -169,7 +169,7 @@ class RxInbox(Inbox):
         self.put(item)
 
     def call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call in the loop's thread, or not at all when the loop is no more."""
+        """Call *function* in the loop's thread; not if the loop is closed."""
         if threading.get_ident() == self._thread:
             function(*arguments)
         elif self._loop is not None:

@@ -16,12 +16,12 @@ B = TypeVar("B")
 P = ParamSpec("P")
 
 Transform: TypeAlias = Callable[[Observable[A]], Observable[B]]
-"""What makes items B of items A: an operator, ours or one of ``reactivex``."""
+"""An operator, ours or of ``reactivex``, that turns items A into items B."""
 
 if TYPE_CHECKING:
 
     class SameTypeOperator(Operator[Any, Any]):
-        """An operator that hands out items of the type that it takes, whatever that is."""
+        """An operator whose output type is its input type."""
 
         def __call__(self, source: Observable[A]) -> Observable[A]:
             """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
@@ -33,9 +33,9 @@ else:
 
 def same_type(make: Callable[P, Operator[Any, Any]]) -> Callable[P, SameTypeOperator]:
     """
-    Declare that an operator hands out items of the type that it takes, whatever that is.
+    Declare that an operator's output type is its input type.
 
-    It is for type checkers; nothing happens when the program runs::
+    It is for type checkers and has no effect at run time::
 
         @same_type
         @operator

@@ -1,12 +1,12 @@
 """
-The loop that neighbouring operators become, driven by the consumer's pull.
+The compiled loop of adjacent operators, driven by the consumer's pull.
 
-The loop of a run is written out as source for its shape (which operators are there, and which items
-visit them) and compiled once per shape, so that a chunk passes from one to the next by plain calls.
-``docs/architecture.md`` shows how it reads.
+The loop of a run is generated as source for its shape (the operators, and which items visit them)
+and compiled once per shape, so that a chunk passes from one to the next by plain calls.
+``docs/architecture.md`` shows an example.
 
-The loop yields the futures that the engine waits for as they are, and ``READY`` for an item. It
-returns when the run has ended, was dropped, or has another shape.
+The loop yields the engine's futures unchanged, and ``READY`` for an item. It returns when the run
+has ended, was dropped, or has changed its shape.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ READY = object()
 
 
 class _Detour(BaseException):
-    """A stage that few items visit took over: leaves the straight path of the loop."""
+    """Raised to leave the fast path of the loop when the chain takes over."""
 
 
 @cache
 def compiled(shape: tuple[Visit, ...], tells_end: bool) -> Callable[..., Loop]:
-    """Compile the loop for a shape; *tells_end*: the source says of an item whether it is last."""
+    """Compile the loop for a shape; *tells_end*: the source knows which item is the last."""
     body = _Body(shape, tells_end)
     text = _LOOP.format(names="; ".join(body.names) or "pass", body="\n".join(body.lines))
     names: dict[str, Any] = {
@@ -50,12 +50,12 @@ def compiled(shape: tuple[Visit, ...], tells_end: bool) -> Callable[..., Loop]:
 
 class _Body:
     """
-    The straight path of a loop, as it is written.
+    The fast path of a loop, as generated source.
 
     Attributes:
         lines: Its lines.
-        names: Statements that look up what it needs of the stages.
-        places: For each line of the loop the stage that it belongs to.
+        names: Statements that look up the stages' functions and values.
+        places: The stage of each line of the loop.
     """
 
     def __init__(self, shape: tuple[Visit, ...], tells_end: bool) -> None:

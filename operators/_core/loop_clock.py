@@ -1,4 +1,4 @@
-"""The clock that measures what happens on an event loop."""
+"""The clock for times on an event loop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ("loop_clock",)
 
 def loop_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """
-    Return the clock for times on *loop*, in seconds: its own where that is virtual.
+    Return the clock for times on *loop*, in seconds: its own if that is virtual.
 
-    For a loop of asyncio's or uvloop's it is ``time.monotonic``, which both count by. uvloop's own
-    ``time`` has whole milliseconds and stands still within a turn, and a call of it costs more.
+    For an asyncio or uvloop loop it is ``time.monotonic``, which both use. uvloop's own ``time``
+    has whole milliseconds, does not advance within an iteration, and is slower to call.
 
     >>> loop = asyncio.new_event_loop()
     >>> loop_clock(loop) is time.monotonic

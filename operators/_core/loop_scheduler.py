@@ -25,11 +25,11 @@ class LoopScheduler(AsyncIOScheduler):
     wall clock there. Times are rounded to whole microseconds, which is what ``datetime`` holds.
 
     Args:
-        loop: The loop; the running one when left out.
+        loop: The loop; by default the running one.
 
     Raises:
         RuntimeError: No loop is given and none is running.
-        TypeError: *loop* is no event loop.
+        TypeError: *loop* is not an event loop.
 
     >>> import reactivex
     >>> from operators import LoopScheduler
@@ -57,7 +57,7 @@ def with_loop_timers(piped: object, loop: Callable[[], asyncio.AbstractEventLoop
     """
     Return an Observable whose timers run on *loop*, unless its subscriber passes a scheduler.
 
-    What else a pipe returns, as a connectable Observable or an iterator, is returned unchanged.
+    Anything else that a pipe returns, such as a connectable Observable, is returned unchanged.
     """
     if type(piped) is not Observable:
         return piped

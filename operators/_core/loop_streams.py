@@ -1,4 +1,4 @@
-"""The open streams and the tasks of an event loop: what it closes, and waits for, when it shuts down."""
+"""The open streams and tasks of an event loop, closed and awaited when it shuts down."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ("LoopStreams", "streams_of")
 
 class LoopStreams:
     """
-    The streams that live on one event loop, and the tasks that the library has started there.
+    The streams of one event loop, and the tasks that the library has started there.
 
-    ``loop.shutdown_asyncgens``, which ``asyncio.run`` awaits, closes the asynchronous generators of
-    a loop side by side. Those of one stream belong together, and one of them may be closed by a task
-    of ours already. So the loop is given one generator for all streams, which closes them as their
-    consumers would, and waits until nothing is left.
+    ``loop.shutdown_asyncgens``, which ``asyncio.run`` awaits, closes a loop's asynchronous
+    generators concurrently. But those of one stream belong together, and a task of ours may already
+    be closing one of them. So the loop gets a single generator for all streams, which closes them
+    as their consumers would, and waits until all are released.
 
     Attributes:
-        open: The streams that are open.
-        releases: The tasks that close something, and that are not done.
-        tasks: Likewise the others. They are referred to here, as the loop does so weakly.
+        open: The open streams.
+        releases: The unfinished tasks that release something.
+        tasks: The other unfinished tasks, referenced here because the loop does so only weakly.
     """
 
     __slots__ = ("__weakref__", "_shutdown", "open", "releases", "tasks")
@@ -41,13 +41,13 @@ class LoopStreams:
         """Add a stream, in the running loop."""
         self.open.add(stream)
         if self._shutdown is None:
-            # It has no step that waits, so it has begun then, and the loop knows it.
+            # Its first step does not wait, so this starts it and registers it with the loop.
             self._shutdown = _until_shutdown(self)
             with contextlib.suppress(StopIteration):
                 anext(self._shutdown).send(None)
 
     async def close(self) -> None:
-        """Close all streams, and wait until nothing is being closed any more."""
+        """Close all streams, and wait until all are released."""
         streams = list(self.open)
         await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
         while self.releases:
@@ -58,7 +58,7 @@ _all: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopStreams] = WeakKeyDiction
 
 
 def streams_of(loop: asyncio.AbstractEventLoop) -> LoopStreams:
-    """Return those of *loop*."""
+    """Return the streams of *loop*."""
     found = _all.get(loop)
     if found is None:
         found = _all[loop] = LoopStreams()

@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 class Mailbox(Generic[T]):
     """
-    A queue with an end, for one consumer; used in the event loop's thread only.
+    A queue with an end, for one consumer; to be used only in the event loop's thread.
 
     Attributes:
-        is_closed: Whether nothing is to come any more.
-        waiting: The items that wait, to be read only: a truth test of it is cheaper than one of this.
+        is_closed: Whether no more items can be added.
+        waiting: The waiting items, read-only; testing its truth is cheaper than the mailbox's.
 
     >>> async def main():
     ...     box = Mailbox()
@@ -44,17 +44,17 @@ class Mailbox(Generic[T]):
         return len(self.waiting)
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate over what waits, which stays."""
+        """Iterate over the waiting items, without removing them."""
         return iter(self.waiting)
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the consumer waits for something to come."""
+        """Whether the consumer is waiting."""
         return self._waiter is not None and not self._waiter.done()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing waits and nothing is to come, not even an error."""
+        """Whether there are no items left and none to come, nor an error."""
         return self.is_closed and not self.waiting and self._error is None
 
     def put(self, item: T) -> None:
@@ -64,21 +64,21 @@ class Mailbox(Generic[T]):
             self.wake()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the queue, with *error* behind what waits. Idempotent: the first end counts."""
+        """End the queue, with *error* after the waiting items. Idempotent: the first end counts."""
         if not self.is_closed:
             self.is_closed = True
             self._error = error
             self.wake()
 
     def close(self) -> None:
-        """End the queue and forget what waits."""
+        """End the queue and discard the waiting items."""
         self.is_closed = True
         self.waiting.clear()
         self._error = None
         self.wake()
 
     def wake(self) -> None:
-        """Let the consumer look again."""
+        """Wake the consumer."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -99,7 +99,7 @@ class Mailbox(Generic[T]):
         return self.waiting.popleft()
 
     def take(self) -> T:
-        """Return the first item that waits; there must be one."""
+        """Return the first waiting item; there must be one."""
         return self.waiting.popleft()
 
     def raise_end(self) -> None:

@@ -1,4 +1,4 @@
-"""What an operator is called, in a drawing and for editing a list."""
+"""The names of operators, in drawings and for editing a pipeline."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def name_of(operator: object) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     outer, *inner = name.split(".<locals>.")
     if home_of(operator).partition(".")[0] in _LIBRARIES:
-        # Theirs are closures in the function that a user calls.
+        # Their operators are closures in the function that a user calls.
         return outer.rpartition(".")[2].strip("_")
     return inner[-1] if inner else outer
 
 
 def _named(operator: object) -> object:
-    """Return the function with the most specific name: a general one may hold it as a handler."""
+    """Return the function with the most specific name, which may be a handler of a general one."""
     function = _made_by(operator)
     if inspect.isfunction(function) and home_of(operator) == "aioreactive.transform":
         nonlocals = inspect.getclosurevars(function).nonlocals
@@ -46,7 +46,7 @@ def _named(operator: object) -> object:
 
 
 def home_of(operator: object) -> str:
-    """Return the name of the module in which an operator was written."""
+    """Return the name of the module in which an operator is defined."""
     return getattr(_made_by(operator), "__module__", "")
 
 

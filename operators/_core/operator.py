@@ -1,4 +1,4 @@
-"""Operators: how one is written, and its life as a plain ``reactivex`` operator."""
+"""Operators: how to write one, and its use as a plain ``reactivex`` operator."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Takes: TypeAlias = Literal["chunks", "items", "anything"]
 
 
 class _Scope:
-    """Stands for the scope of a stream until there is one."""
+    """A placeholder for the scope of a stream."""
 
     def __repr__(self) -> str:
         return "SCOPE"
@@ -69,15 +69,15 @@ def _shown(value: object) -> str:
 
 
 class NotAnOperator(TypeError, ValueError):
-    """A pipeline holds what is no operator, or what can't stand there; names the place."""
+    """An entry of a pipeline is not an operator, or misplaced; names its position."""
 
 
 class OnWholeStreams:
     """
-    What is applied to a stream as a whole, and can stand in no list.
+    Applies to a whole stream, and can't be part of a pipeline.
 
     Attributes:
-        instead: Where it goes, for the error.
+        instead: How to use it, for the error message.
     """
 
     __slots__ = ()
@@ -89,23 +89,22 @@ class Operator(Generic[A, B]):
     """
     One operator: fusable with its neighbours in a pipeline, and callable as a ``reactivex`` one.
 
-    It is an immutable value without state: every subscription and every stream that it is used in
-    starts its own body.
+    It is an immutable value without state: every subscription and every stream starts its own body.
 
     Args:
         function: Returns the operator's body.
         args: Its arguments.
-        kwargs: Its arguments by name.
-        takes: What items it is made for.
+        kwargs: Its keyword arguments.
+        takes: Which items it takes.
 
     Attributes:
         name: Shown in errors and in ``repr``.
-        takes: What items it is made for.
+        takes: Which items it takes.
     """
 
     __slots__ = ("_asks_for_scope", "_make", "name", "takes")
 
-    # How many of the function's first arguments are no arguments of the operator.
+    # How many of the function's first parameters are not parameters of the operator.
     _sources: ClassVar[int] = 0
 
     def __init__(
@@ -116,14 +115,14 @@ class Operator(Generic[A, B]):
         takes: Takes = "anything",
     ) -> None:
         self._make = functools.partial(function, *args, **kwargs)
-        # One that is given by position is an argument like any other.
+        # A scope passed by position is an argument like any other.
         left = list(_parameters(function))[self._sources + len(args) :]
         self._asks_for_scope = "scope" in left and "scope" not in kwargs
         self.name = function.__name__
         self.takes: Takes = takes
 
     def start(self, scope: Any, *source: Any) -> Any:
-        """Make a new body; *scope* is None where there is none, *source* is what one that pulls gets."""
+        """Make a new body, for *scope* or None; one that pulls also gets its *source*."""
         make = self._make
         if source:
             make = functools.partial(make.func, *source, *make.args, **make.keywords)
@@ -131,8 +130,8 @@ class Operator(Generic[A, B]):
             return make()
         if scope is None and _parameters(make.func)["scope"].default is SCOPE:
             raise TypeError(
-                f"{self.name} needs the scope of a request: put it into the pipeline of an "
-                "adapter, or give it one by scope=..."
+                f"{self.name} needs the scope of a request: use it in the pipeline of an adapter, "
+                "or pass scope=..."
             )
         return make() if scope is None else make(scope=scope)
 
@@ -155,7 +154,7 @@ class Operator(Generic[A, B]):
 
 
 class SharedOperator(Operator[A, B]):
-    """An operator whose body has no state, and serves every stream."""
+    """An operator whose stateless body serves every stream."""
 
     __slots__ = ("_body",)
 
@@ -169,14 +168,14 @@ class SharedOperator(Operator[A, B]):
 
 
 class PullingOperator(Operator[A, B]):
-    """An operator that pulls its source itself: its body is an asynchronous generator."""
+    """An operator that pulls its source: its body is an asynchronous generator."""
 
     __slots__ = ()
 
     _sources = 1
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
-        """Make the part of a pipeline that stands behind *source*."""
+        """Make the segment of a pipeline that follows *source*."""
         return PulledSegment(source, self.start(scope, source), self.name, scope)
 
     def _subscribe(
@@ -195,7 +194,7 @@ _Body: TypeAlias = Stage[A, B] | Hooks[A, B] | None
 
 
 class _Decorator:
-    """What ``@operator(takes=...)`` and the like return."""
+    """The decorator that ``@operator(takes=...)`` and the like return."""
 
     def __init__(
         self,
@@ -231,38 +230,38 @@ def operator(
     """
     Turn a generator function, or an asynchronous generator function, into an operator.
 
-    The function's arguments are the operator's; they are checked against its signature when the
-    operator is made. Its body runs anew for every stream, so its local variables are the operator's
-    state, and what comes before its first ``yield`` is set-up. It receives an item at ``yield`` and
-    yields what comes out::
+    Calling the function makes the operator, and checks the arguments against its signature. Its
+    body runs again for every stream, so its local variables are the operator's state, and code
+    before its first ``yield`` is set-up. It receives an item at ``yield`` and yields what to hand
+    out::
 
         item = yield            # the first item
         while True:
             item = yield change(item)
 
-    - ``yield out`` hands out one item, and ``yield emit(a, b)`` several, ``yield emit()`` none.
+    - ``yield out`` hands out one item, ``yield emit(a, b)`` several, ``yield emit()`` none.
     - ``return out`` (or ``return``) ends the stream, with ``out`` (or nothing) as its last item.
     - The end arrives at the ``yield``: as :class:`Completed` when the source has completed, as the
-      source's exception when it failed, as ``GeneratorExit`` when the stream was dropped or an
-      operator behind ended it. What is yielded or returned there still goes out, as the last item,
-      and a failure ends there; ``finally`` releases in all cases.
-    - ``yield detach(out)`` hands out ``out`` and leaves the path of the items: later ones don't
-      visit it, at no cost, but the end still arrives here.
+      source's exception when it failed, as ``GeneratorExit`` when the stream was dropped or a later
+      operator ended it. After the first two, a yielded or returned item is still handed out, as the
+      last one, and a failure is handled by it; ``finally`` runs in all cases.
+    - ``yield detach(out)`` hands out ``out`` and detaches the operator: later items bypass it at no
+      cost, but the end still arrives here.
 
-    An operator that has to do with time or with the pull itself is an asynchronous generator over
-    its source, which is its first argument; the operator's arguments are the others::
+    An operator that uses timers or controls the pull is an asynchronous generator over its source,
+    which is its first parameter; the others are the operator's parameters::
 
         async for item in source:
             yield item
 
-    It stands apart from its neighbours, and costs a few calls per item. Source and generator are
-    closed at the end, however it comes. Besides pulling it, the generator may ``close()`` its
-    source at any moment, also while it waits for it: the pull then ends without an item.
+    It runs in its own segment, at a few calls per item. Source and generator are closed at the end,
+    however the stream ends. The generator may also ``close()`` its source at any time, even while
+    it awaits it: the pull then ends without an item.
 
-    When its source has ended, the generator is run on until it has ended too or has yielded once
-    more: only then the item before is handed out, and known to be the last. So one that works on
-    after its last ``yield`` delays the last item; ``source.ended`` is true when the item that came
-    was the last one::
+    When its source has ended, the generator is resumed until it has ended too or has yielded once
+    more: only then is the previous item handed out, and known to be the last or not. So work after
+    the last ``yield`` delays the last item; ``source.ended`` is true when the last item has been
+    received::
 
         async for item in source:
             yield item
@@ -272,7 +271,7 @@ def operator(
     A parameter ``scope`` is filled in when the stage starts: ``scope: RequestScope = SCOPE``.
 
     Args:
-        function: The function.
+        function: The generator or asynchronous generator function.
         takes: What the operator takes: ``chunks`` of an engine, annotated ``items``, or
             ``anything``.
 
@@ -298,17 +297,17 @@ def callbacks(
     check: Callable[..., object] | None = None,
 ) -> _Decorator:
     """
-    Turn a function that returns a body into an operator, for the library's own.
+    Turn a function that returns a body into an operator, for the library's own operators.
 
-    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None where there is
+    It may return :class:`Callbacks` or other :class:`Hooks`, a generator, or None if there is
     nothing to do.
 
     Args:
         takes: As for :func:`operator`.
-        shared: Whether the callbacks have no state: the function runs once, when the operator is
-            made, and what it returns serves every stream.
-        check: Called with the operator's arguments when it is made; raises where they are wrong in
-            a way that their types don't say.
+        shared: Whether the callbacks are stateless: the function runs once, when the operator is
+            made, and its result serves every stream.
+        check: Called with the operator's arguments when it is made; raises if they are invalid
+            beyond their types.
     """
     return _Decorator(takes, SharedOperator if shared else Operator, check)
 
@@ -342,7 +341,7 @@ def _made(
 
 
 def _kind_of(function: Callable[..., Any]) -> type[Operator[Any, Any]]:
-    """Return what a function makes by what its body is."""
+    """Return the kind of operator that a function makes, by its body."""
     if inspect.isasyncgenfunction(function):
         return PullingOperator
     if inspect.isgeneratorfunction(function):
@@ -355,7 +354,7 @@ def _kind_of(function: Callable[..., Any]) -> type[Operator[Any, Any]]:
 
 
 def _operands(function: Callable[..., Any], kind: type[Operator[Any, Any]]) -> Callable[..., Any]:
-    """Return a function with the operator's own signature: a source is no argument of it."""
+    """Return a function with the operator's own signature, without the source."""
     if kind is not PullingOperator:
         return function
 

@@ -12,7 +12,7 @@ __all__ = ("own_copy",)
 
 A = TypeVar("A")
 
-# Fields with lists or dicts, whose depth is known; and those whose content is up to the engine.
+# Fields with lists or dicts of a known depth; and those whose content is up to the engine.
 _NESTED = ("tokens", "log_probs", "top_logprobs", "content_parts")
 _OPEN = (
     "disaggregated_params",
@@ -26,21 +26,21 @@ _OPEN = (
 
 def own_copy(item: A) -> A:
     """
-    Return a copy of a chunk that its engine can't change any more (row E6).
+    Return a copy of a chunk that its engine can no longer change (row E6).
 
     For an operator that holds chunks beyond their pull: an engine that reuses a chunk, or a list in
-    it, would change what is held. Chunks are known by shape: whatever has ``token_ids``. What has
-    ``data`` instead is an envelope around a chunk, such as ``rx_backend.Annotated``; the copy comes
-    in an envelope too. A dict of a chunk's shape is copied likewise.
+    it, would change the held chunk. Chunks are recognised by their shape: anything with
+    ``token_ids``. An item with ``data`` instead is an envelope around a chunk, such as
+    ``rx_backend.Annotated``; the copy is in an envelope too. A dict of a chunk's shape is copied
+    likewise.
 
-    Lists and dicts are copied, down to the innermost in fields of a known shape; other objects in
-    them are shared.
+    Lists and dicts are copied, deeply in fields of a known shape; other objects in them are shared.
 
     Args:
-        item: What is held.
+        item: The item to hold.
 
     Returns:
-        The copy; *item* itself where it is frozen, or no chunk.
+        The copy; *item* itself if it is frozen, or not a chunk.
 
     >>> from rx_backend import LLMEngineOutput
     >>> chunk = LLMEngineOutput([7])
@@ -83,9 +83,9 @@ def _fields_of(
     kind: type[Any],
 ) -> tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]] | None]:
     """
-    Return what copies an object of a class, and what reads all fields at once that most lack.
+    Return a function that copies an object of a class, and one that reads all rarely set fields.
 
-    The latter is None where the class does not say which fields there are.
+    The latter is None if the class does not declare its fields.
     """
     copied: Callable[[Any], Any] = getattr(kind, "__copy__", copy.copy)
     names = [name for name in (*_NESTED, *_OPEN) if hasattr(kind, name)]

@@ -1,4 +1,4 @@
-"""The plain ``reactivex`` life of operators, one of them between two Observables."""
+"""An operator as a plain ``reactivex`` one, between two Observables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def subscribe_in_task(
     observer: abc.ObserverBase[Any],
     scheduler: abc.SchedulerBase | None,
 ) -> abc.DisposableBase:
-    """Run what *make* makes of *source* in a task of the running event loop."""
+    """Run the stream that *make* makes of *source* in a task of the running event loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -52,9 +52,9 @@ class Subscription:
     def run(
         self, source: Observable[Any], scheduler: abc.SchedulerBase | None
     ) -> abc.DisposableBase:
-        """Run the operator within the signals of *source*."""
+        """Run the operator on the signals of *source*."""
         if self._chain.has_ended:
-            # It returned before its first yield.
+            # The operator returned before its first yield.
             self._deliver()
             return Disposable()
         self._upstream.disposable = source.subscribe(
@@ -80,7 +80,7 @@ class Subscription:
     def _deliver(self) -> None:
         chain = self._chain
         if self._is_disposed:
-            # From within its own step: the stage can be closed only now.
+            # Disposed of within its own step: the stage can be closed only now.
             self._dispose()
             return
         ended = chain.has_ended

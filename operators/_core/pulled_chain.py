@@ -1,4 +1,4 @@
-"""The stages of a run, and what cancellations and drops mean while the run is pulled."""
+"""The stages of a run while it is pulled: cancellations and drops."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ __all__ = ("PulledChain",)
 
 class PulledChain(Chain):
     """
-    The stages of a run, and what the loop reports to them of a pull.
+    The stages of a run, and the state of a pull that the loop reports to them.
 
-    The loop refers to this and not to the run, so that losing the run is noticed at once.
+    The loop refers to this and not to the run, so that an abandoned run is collected at once.
 
     Args:
-        source: What the run pulls.
+        source: The source that the run pulls.
         operators: The operators.
         scope: As for `Chain`.
 
     Attributes:
-        source: What the run pulls.
-        item: The slot in which the loop hands over an item.
+        source: The source that the run pulls.
+        item: The slot in which the loop passes an item to the run.
         dropped: Whether the run was dropped before its end.
         puller: The task that waits in a pull.
-        baseline: How many cancellations *puller* had been asked for when it began to wait.
-        own_cancels: How many the run has made since, to end the pull: none or one.
-        is_interrupted: Whether a cancellation is on its way through the pull.
-        is_disturbed: Whether it was dropped or is interrupted; then the loop asks `is_over`.
-        pump: A task of ours that may pull, whose cancellation is no consumer's.
+        baseline: How many cancellations of *puller* were pending when it began to wait.
+        own_cancels: How many the run has added since, to end the pull: none or one.
+        is_interrupted: Whether a cancellation is passing through the pull.
+        is_disturbed: Whether it was dropped or is interrupted; then the loop checks `is_over`.
+        pump: A task of ours that may pull; its cancellation is not a consumer's.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class PulledChain(Chain):
         return self.source.made_by(item) if not name and isinstance(self.source, Segment) else name
 
     def is_cancelled(self) -> bool:
-        """Return whether the consumer was cancelled; what an engine cancels and catches is not it."""
+        """Return whether the consumer was cancelled, and not just something within the engine."""
         if not self.is_interrupted or (self.pump is not None and self.puller is self.pump):
             return False
         if self.puller is None:
@@ -95,15 +95,15 @@ class PulledChain(Chain):
         return self.puller.cancelling() > self.baseline + self.own_cancels
 
     def is_over(self) -> bool:
-        """Return whether the run was dropped; it is where the consumer was cancelled meanwhile."""
+        """Return whether the run was dropped; drop it if the consumer was cancelled meanwhile."""
         if not self.dropped and self.is_cancelled():
             self.drop()
         return self.dropped
 
     def fail_from_source(self, error: BaseException) -> None:
-        """Fail the stages with what the source raised; its own cancellation is a failure (S6)."""
+        """Fail the stages with the source's exception; its own cancellation is a failure (S6)."""
         if _forgets_to_uncancel(error) and self.is_cancelled() and self.puller is not None:
-            # A task group that fails has cancelled its parent, and does not always take that back.
+            # A failing task group has cancelled its parent, and does not always uncancel it.
             self.puller.uncancel()
         if self.is_over():
             if isinstance(error, Exception):
@@ -111,7 +111,7 @@ class PulledChain(Chain):
             return
         error = as_failure(error, "the source")
         drop_top_frame(error)
-        # Where the task that pulls was cancelled, as at the loop's end, no operator has failed.
+        # If the pulling task was cancelled, as at the loop's shutdown, no operator has failed.
         is_pump = self.pump is not None and self.puller is self.pump
         if isinstance(self.source, Segment) and not (is_pump and self.is_interrupted):
             name = self.source.raised_by(error)
@@ -120,7 +120,7 @@ class PulledChain(Chain):
         self.fail(error)
 
     def interrupt(self, *, interrupted: bool) -> None:
-        """Tell the stages that a cancellation is on its way through the pull, or did not drop it."""
+        """Notify the stages that a cancellation passes through the pull, or did not drop it."""
         if interrupted == self.is_interrupted:
             return
         self.is_interrupted = interrupted
@@ -130,7 +130,7 @@ class PulledChain(Chain):
                 body.on_interrupt(interrupted)
 
     def drop(self) -> None:
-        """Close the stages, here and in front, and forget what was not handed out."""
+        """Close these and all earlier stages, and discard items not handed out."""
         self.dropped = self.is_disturbed = True
         self.out.clear()
         self.error = None

@@ -1,4 +1,4 @@
-"""An operator that pulls for itself, as a part of an assembled pipeline."""
+"""An operator that pulls its source, as a part of an assembled pipeline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ("PulledSegment",)
 
 class PulledSegment(Segment):
     """
-    An operator that pulls for itself: an asynchronous generator over the part before it.
+    An async generator operator over the part before it.
 
-    When the source has ended, the generator is run on until it has ended too, or has yielded once
+    When the source has ended, the generator is resumed until it has ended too, or has yielded once
     more: so the last item is known to be the last when it is handed out (row P6a).
     """
 
@@ -35,7 +35,7 @@ class PulledSegment(Segment):
         "ended",
     )
 
-    # No property, as it is asked for every item.
+    # Not a property, because it is read for every item.
     ended: bool
 
     def __init__(
@@ -62,7 +62,7 @@ class PulledSegment(Segment):
         return self._source.made_by(item) or self._name
 
     def raised_by(self, error: BaseException) -> str | None:
-        # Whether a cancellation is a failure is decided behind.
+        # The next run decides whether a cancellation is a failure.
         is_own = isinstance(error, SourceCancelled) and id(error) != self._source.raised
         return self._name if is_own else None
 
@@ -82,7 +82,7 @@ class PulledSegment(Segment):
             else:
                 is_ordinary = item is not None and type(item) is not StageResult
                 if is_ordinary and not self._source.has_ended and not items.is_closed:
-                    # It can't be the last one, so it need not wait.
+                    # It can't be the last one, so it need not be held.
                     return item
                 self._put(item)
         if not items.waiting:
@@ -97,7 +97,7 @@ class PulledSegment(Segment):
         return first_pull(self._generator)
 
     def _put(self, item: Any) -> None:
-        """Let what the generator has yielded wait."""
+        """Queue what the generator has yielded."""
         if item is None:
             error = none_handed_out()
             add_operator_note(error, self._name, self._scope)
@@ -112,7 +112,7 @@ class PulledSegment(Segment):
             self._release()
 
     def _end(self, error: Exception | None = None) -> None:
-        """Let nothing more come than what waits."""
+        """End the queue after the waiting items."""
         self._items.end(error)
         self._drop_source()
 
@@ -129,7 +129,7 @@ class PulledSegment(Segment):
         self._release()
 
     def _release(self) -> None:
-        """Close the generator, then its source, in a task; what can close at once does."""
+        """Close the generator, then its source, in a task; at once if possible."""
         close = getattr(self._generator, "close", None)
         if close is not None:
             close()

@@ -1,4 +1,4 @@
-"""A source that is pulled in a task of its own, on demand."""
+"""A source that is pulled in its own task, on demand."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ __all__ = ("Pump",)
 
 T = TypeVar("T")
 
-# How many items are pulled in one turn of the loop.
+# How many items are pulled in one loop iteration.
 _AT_A_TURN = 16
 
 
 class Pump(Generic[T]):
     """
-    Pull a source in a task of its own, once for each demand.
+    Pull a source in its own task, once for each demand.
 
-    All pulls run in that one task, so an engine may hold what belongs to a task across its `yield`.
-    Between demands the task refers to the pump weakly: a stream that is lost takes its pump along.
+    All pulls run in that task, so an engine may hold task-bound state across its `yield`. Between
+    demands the task refers to the pump only weakly, so an abandoned stream releases its pump.
 
     Args:
-        source: What to pull, in its own context. The task closes it at the end.
-        on_item: Called with each item, in the task. It may be a coroutine function; a demand
-            that it makes is the next pull. A source that never waits has its turn of the loop end
-            after 16 items.
+        source: The source, pulled in its own context. The task closes it at the end.
+        on_item: Called with each item, in the task. It may be a coroutine function; a demand within
+            it causes the next pull. After 16 items from a source that never waits, the task yields
+            to the loop.
         on_end: Called once with the failure, or with None at the end of the source; not after
-            :meth:`close`. It may be a coroutine function, but for a failure that is no
-            ``Exception``, such as the cancellation of the task.
-        context: What the task runs in where the source enters its own context with each pull. For
-            such a source the task is a consumer like any other: its cancellation is a drop.
+            :meth:`close`. It may be a coroutine function, except for a failure that is not an
+            ``Exception``, such as the task's cancellation.
+        context: The task's context, if the source enters its own context for each pull. For such a
+            source the task is an ordinary consumer: its cancellation is a drop.
 
     Attributes:
-        busy: A pull was demanded and has not come to its item or its end.
-        task: The task, once there was a demand.
+        busy: Whether a demanded pull has not yet produced its item or the end.
+        task: The task, from the first demand on.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Pump(Generic[T]):
         self.busy = False
 
     def demand(self) -> None:
-        """Pull once more, unless a pull is under way or the source is at its end."""
+        """Pull once more, unless a pull is in progress or the source has ended."""
         if self._is_closed:
             return
         self.busy = True
@@ -99,7 +99,7 @@ class Pump(Generic[T]):
             self._wake()
 
     def stop(self) -> None:
-        """End the task and leave the source open, for others to pull; not while a pull waits."""
+        """End the task but keep the source open for others to pull; not during a pull."""
         self._is_closed = self._leaves_source = True
         self._forget()
         self._wake()
@@ -122,7 +122,7 @@ class Pump(Generic[T]):
         await self.source.aclose()
 
     async def pull(self) -> asyncio.Future[None] | None:
-        """Pull as demanded, in the task; return what to wait for next, or None at the end."""
+        """Pull as demanded, in the task; return the next demand's future, or None at the end."""
         failure: Exception | None = None
         try:
             while self.busy and not self._is_closed:
@@ -160,7 +160,7 @@ class Pump(Generic[T]):
         return None
 
     def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
-        """Call *on_end*, unless that is done or the pump was closed."""
+        """Call *on_end*, unless already called or the pump was closed."""
         self.busy = False
         if self._is_closed:
             return None
@@ -170,14 +170,14 @@ class Pump(Generic[T]):
         return on_end(failure)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        """Tell the consumer also where the task was cancelled, by whomever."""
+        """Report the end also if the task was cancelled, by anyone."""
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         if failure is not None:
             self.source.close()
             self._report_end(failure)
 
     def _forget(self) -> None:
-        """Forget whom to call: they refer to the pump, and a cycle would wait for the collector."""
+        """Drop the callbacks: they refer to the pump, which would be a reference cycle."""
         self._on_item = self._on_end = _ignore
 
     def _wake(self) -> None:

@@ -20,10 +20,9 @@ def push_in_task(
     run: FusedRun[Any], observer: abc.ObserverBase[Any], loop: asyncio.AbstractEventLoop
 ) -> abc.DisposableBase:
     """
-    Pull *run* to its end in a task of *loop*, and push what comes to *observer*.
+    Pull *run* to its end in a task of *loop*, and push its items to *observer*.
 
-    Subscribing and disposing, which drops the run, may happen in any thread, and in a signal
-    handler.
+    Subscribing and disposing, which drops the run, may happen in any thread or signal handler.
     """
     pushing = _Pushing(run, observer, loop)
     defer_to_loop(loop, pushing.begin)
@@ -54,7 +53,7 @@ class _Pushing:
         try:
             async for item in self._run:
                 if self._is_disposed:
-                    # In the step that made the item.
+                    # Disposed of in the step that made the item.
                     self._run.take_back(item)
                     return
                 observer.on_next(item)
@@ -63,7 +62,8 @@ class _Pushing:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # Not a failure of Rx's, but an observer that is not notified waits for ever.
+            # Not an Exception, as Rx expects, but an observer that is not notified would wait
+            # forever.
             if not self._is_disposed:
                 observer.on_error(cast("Exception", error))
         else:
@@ -81,7 +81,7 @@ class _Pushing:
             defer_to_loop(self._loop, self._drop)
 
     def _drop(self) -> None:
-        # One that is disposed of by its own observer ends with that step.
+        # If its own observer disposes of it, the task ends with that step.
         if self._task is not None and self._task is not current_task():
             self._task.cancel()
         self._run.close()

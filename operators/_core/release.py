@@ -1,4 +1,4 @@
-"""A run's states, and what it releases at its end, however that comes."""
+"""A run's states, and the release at its end, however it ends."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ __all__ = (
     "StreamObserver",
 )
 
-# The states of a run. IDLE is 0, so that a pull asks for it by a truth test.
+# The states of a run. IDLE is 0, so that a pull checks for it by truth value.
 IDLE: Final = 0
 WAITING: Final = 1  # a pull waits for the source
-UNWINDING: Final = 2  # it was dropped while it waited, and the pull has not ended yet
+UNWINDING: Final = 2  # dropped while a pull waited, which has not ended yet
 OVER: Final = 3  # the source is closed, or being closed
-LEAVING: Final = 4  # it was closed from within its own step, and is dropped before the next
+LEAVING: Final = 4  # closed from within its own step; dropped before the next
 
 RETURNED: Final = object()
 
 
 class StreamObserver(Protocol):
-    """Notified of what becomes of a stream."""
+    """Notified of a stream's end, and of items that did not reach the consumer."""
 
     def take_back(self, items: Sequence[Any]) -> None:
-        """Take note of items that were ready, and that a drop keeps from the consumer."""
+        """Subtract items that were ready, but that a drop kept from the consumer."""
         ...
 
     def end(self, dropped: bool) -> None:
-        """Take note of the end, once; *dropped*: the consumer left before it."""
+        """Record the end, once; *dropped* if the consumer left before it."""
         ...
 
 
 class Run(Segment):
     """
-    A run's state, and its release: what a drop, a failure and an end have in common.
+    A run's state and its release, common to drops, failures and ends.
 
-    The loop of the run is pulled by :class:`FusedRun`. Whatever ends it, the stages are closed and
-    the end is reported at once, while the source is closed in a task, as that may have to wait.
+    :class:`FusedRun` pulls the loop of the run. However it ends, the stages are closed and the end
+    is reported at once, while the source is closed in a task, because that may have to wait.
 
     Attributes:
-        event_loop: The event loop that the run lives on.
+        event_loop: The event loop of the run.
         own_context: The context that source and operators run in; None for the consumer's own.
-        is_adopted: Whether an operator behind has taken the run over, and closes it.
+        is_adopted: Whether a later operator has taken over the run, and closes it.
         raised: The ``id`` of the exception that the run raised to its consumer.
-        waits: How many pulls have had to wait for the source.
+        waits: How many pulls had to wait for the source.
     """
 
     __slots__ = (
@@ -99,9 +99,9 @@ class Run(Segment):
         observer: StreamObserver | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        # Asking for the running loop is a system call on some Pythons, dear with many requests.
+        # Getting the running loop is a system call on some Pythons, expensive with many requests.
         self.event_loop = loop or asyncio.get_running_loop()
-        # An empty context is false.
+        # An empty context is falsy.
         self.own_context = own_context
         self._enter: Callable[..., Any] = (
             operator.call if own_context is None or not enters else own_context.run
@@ -117,7 +117,7 @@ class Run(Segment):
         self._chain: PulledChain = self._enter(PulledChain, source, operators, scope)
         self._observer = observer
         if self._chain.has_ended:
-            # An operator returned before it had an item.
+            # An operator returned before its first item.
             self._finish()
         else:
             self._state = IDLE
@@ -125,21 +125,21 @@ class Run(Segment):
 
     @abstractmethod
     def _begin_loop(self) -> None:
-        """Begin the loop for the stages that items still visit."""
+        """Start the loop for the stages that items still visit."""
 
     @property
     def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
+        """Whether the most recent item was the last one."""
         chain = self._chain
         return chain.has_ended and not chain.out and chain.error is None
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing comes in any more: completed, failed or dropped."""
+        """Whether no more items come in: completed, failed or dropped."""
         return self._chain.has_ended
 
     def pulled_by(self, pump: asyncio.Task[None]) -> None:
-        """Note that the task *pump* pulls: its cancellation is a failure, and no consumer's."""
+        """Record that the task *pump* pulls: its cancellation is a failure, not a consumer's."""
         self._chain.pump = pump
 
     @property
@@ -149,15 +149,15 @@ class Run(Segment):
 
     @property
     def ended_by(self) -> str | None:
-        """The operator that ended the stream before its source did; None where none did."""
+        """The operator that ended the stream before its source did, if any."""
         return self._chain.ended_by
 
     def made_by(self, item: object) -> str | None:
-        """Return the operator that handed out *item*, the last one; None where that isn't known."""
+        """Return the operator that handed out *item*, the most recent one; None if unknown."""
         return self._chain.made_by(item)
 
     def drop(self) -> None:
-        """Close the stages, here and in front, and forget what was not handed out."""
+        """Close these and all earlier stages, and discard items not handed out."""
         if self._state != OVER:
             self._withhold(self._chain.out)
             _enter_once(self._enter, self._chain.drop)
@@ -166,8 +166,8 @@ class Run(Segment):
         """
         Drop the run without waiting: everything is released, once (row S7).
 
-        A pull that another task waits in ends there without an item. What closing the source waits
-        for continues in a task; :meth:`aclose` waits for that too.
+        A pull pending in another task ends there without an item. Closing the source may continue
+        in a task; :meth:`aclose` waits for that too.
         """
         if self._state == OVER:
             self._withhold(self._chain.out)
@@ -176,7 +176,7 @@ class Run(Segment):
             self._report_end(dropped=True)
             return
         if self._generator.gi_running:
-            # An operator or the engine drops its own stream: let the step end first.
+            # An operator or the engine drops its own stream: let its step finish first.
             self._is_leaving = True
             if self._state == IDLE:
                 self._state = LEAVING
@@ -194,7 +194,7 @@ class Run(Segment):
         if task is None:
             self._unwind_pull()
         elif task.cancelling() <= self._chain.baseline:
-            # As asyncio.timeout does; a second one would cut the engine's clean-up short.
+            # As asyncio.timeout does; a second cancellation would interrupt the engine's clean-up.
             self._chain.own_cancels = 1
             task.cancel()
 
@@ -205,20 +205,20 @@ class Run(Segment):
         self._finish()
 
     def _finish(self, *, eagerly: bool = False) -> None:
-        """Release the source; what is in ``out`` is still to be handed out."""
+        """Release the source; items in ``out`` are still to be handed out."""
         self._state = OVER
-        # An error item's traceback may lead to the consumer's frame, and so back here.
+        # An error item's traceback may refer to the consumer's frame, and so back to this run.
         self._chain.item = None
         if self.ended:
             self._report_end(dropped=False)
         self._close_source(start_eagerly if eagerly else start_release)
 
     def take_back(self, item: Any) -> None:
-        """Note that *item*, which was handed out, has not reached its consumer."""
+        """Record that *item*, which was handed out, has not reached its consumer."""
         self._withhold([item])
 
     def _withhold(self, items: Sequence[Any]) -> None:
-        """Note that *items* are not handed out."""
+        """Record that *items* are not handed out."""
         if items and self._observer is not None:
             self._observer.take_back(items)
 
@@ -244,7 +244,7 @@ class Run(Segment):
                 self._closing = start(close_quietly(source, _FAILED), loop, self.own_context)
 
     def _abandon_pull(self) -> None:
-        """Unwind a pull whose coroutine was closed: by a task, since it may have to wait."""
+        """Unwind a pull whose coroutine was closed, in a task, because it may have to wait."""
         self._chain.puller = None
         if self._state == WAITING:
             self.close()
@@ -252,7 +252,7 @@ class Run(Segment):
             self._unwind_pull()
 
     def _unwind_pull(self) -> None:
-        """Cancel the step that no task waits for any more, in a task: its clean-up may wait."""
+        """Cancel the step that no task awaits any more, in a task: its clean-up may wait."""
         if self.event_loop.is_running():
             self._closing = start_release(self._unwind(), self.event_loop, self.own_context)
         else:
@@ -269,12 +269,12 @@ class Run(Segment):
             self._enter(self._chain.fail_from_source, error)
             return RETURNED
         finally:
-            # From Python 3.12 on the traceback of an exception that was thrown in refers to this
-            # frame, by its callers: a reference back would be a cycle.
+            # From Python 3.12 on the traceback of a thrown exception refers to this frame, through
+            # its callers: a reference back would be a cycle.
             del argument
 
     async def _unwind(self) -> None:
-        # The task runs in the context already.
+        # The task already runs in the context.
         self._enter = operator.call
         try:
             await self._pass_on()
@@ -314,21 +314,21 @@ class Run(Segment):
         await self.wait_closed()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # When the interpreter ends, the names of this module may be gone.
+        # At interpreter shutdown, the names of this module may be gone.
         if is_finalizing():
             return
-        # Where it is over, items may wait that are not handed out any more.
+        # After the end, there may be items that will not be handed out any more.
         if getattr(self, "_state", OVER) == OVER and getattr(self, "_observer", None) is None:
             return
         if self.event_loop.is_running():
-            # The collector may call this in the middle of anything, in any thread.
+            # The garbage collector may call this at any point, in any thread.
             self.event_loop.call_soon_threadsafe(self.close)
         else:
             self.close()
 
 
 def _enter_once(enter: Callable[..., Any], function: Callable[..., None], *args: Any) -> None:
-    """Call *function* by way of *enter*, or as it is where the caller is in that context already."""
+    """Call *function* through *enter*, or directly if the caller is already in that context."""
     try:
         enter(_do_nothing)
     except RuntimeError:

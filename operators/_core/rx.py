@@ -1,4 +1,4 @@
-"""Any ``reactivex`` operators as a part of a pulled pipeline, and what they mean for the pull."""
+"""Any ``reactivex`` operators as a segment of a pulled pipeline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ("RxOperator", "RxSegment", "answers_at_once")
 
 RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
 
-# Stock operators that do all they do within their source's own signals.
+# Stock operators that act only within their source's signals.
 _AT_ONCE = frozenset(
     f"reactivex.operators._{name}"
     for name in (  # noqa: SIM905 - as a list it would take a page
@@ -38,31 +38,31 @@ _AT_ONCE = frozenset(
 
 def answers_at_once(operator: RxOperator) -> bool:
     """
-    Return whether a ``reactivex`` operator emits only while it is handed a signal of its source.
+    Return whether a ``reactivex`` operator emits only while it handles a signal of its source.
 
-    Known of the stock operators named here, asked of the function's home module. Any other one
-    may emit from a timer or another stream, so it is taken to be detached from the pull.
+    True for the stock operators listed here, by their module. Any other may emit from a timer or
+    another stream, so it counts as detached from the pull.
     """
     return home_of(operator) in _AT_ONCE
 
 
-# How many items may wait before the timers of an operator wait for the consumer.
+# How many items may wait before an operator's timers pause for the consumer.
 _ROOM = 64
-# How many may wait that an operator pushes on its own, before the stream fails.
+# How many items pushed by an operator on its own may wait before the stream fails.
 _LIMIT = 4096
 
 
 class _SegmentScheduler(LoopScheduler):
     """
-    Timers on the event loop; work that is due at once at once, as without a scheduler.
+    Timers on the event loop; work that is due now runs at once, as without a scheduler.
 
-    A timer that is due while the consumer has enough to take waits until it has taken some: the
-    operator's clock waits for the client.
+    A timer that is due while too many items wait is deferred until the consumer has taken some: the
+    operator's clock pauses for the client.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        # What waits for the consumer.
+        # The items that wait for the consumer.
         self.waiting: Sized = ()
         self._deferred: deque[Callable[[], None]] = deque()
 
@@ -81,7 +81,7 @@ class _SegmentScheduler(LoopScheduler):
             return result
 
         if self.to_seconds(duetime) <= 0.0:
-            # A timer still: a periodic one of no length would never release the thread.
+            # Still a timer: a periodic one of zero length would never release the thread.
             return super().schedule(when_due, state)
         return super().schedule_relative(duetime, when_due, state)
 
@@ -96,7 +96,7 @@ class _SegmentScheduler(LoopScheduler):
         result.disposable = self.invoke_action(action, state)
 
     def resume(self) -> None:
-        """Run the timers that waited, soon: the consumer has taken an item."""
+        """Schedule the deferred timers: the consumer has taken an item."""
         if self._deferred and len(self.waiting) < _ROOM:
             deferred, self._deferred = self._deferred, deque()
             for run in deferred:
@@ -105,11 +105,11 @@ class _SegmentScheduler(LoopScheduler):
 
 class RxSegment(ForeignSegment[RxInbox]):
     """
-    Neighbouring ``reactivex`` operators, applied as by ``source.pipe(*operators)``.
+    Adjacent ``reactivex`` operators, applied as in ``source.pipe(*operators)``.
 
-    Where they are detached, an operator may emit from a timer or another stream at any moment.
-    Where such items wait, each pull of the consumer permits one of the source (row S4): a timer
-    faster than the consumer does not starve the source.
+    If they are detached, an operator may emit from a timer or another stream at any time. While
+    such items wait, each pull of the consumer also allows one pull of the source (row S4), so that
+    a fast timer does not starve the source.
     """
 
     __slots__ = ("_scheduler",)
@@ -117,7 +117,7 @@ class RxSegment(ForeignSegment[RxInbox]):
     _answers_at_once = staticmethod(answers_at_once)
 
     def _observable(self) -> Observable[Any]:
-        # A timer refers to what its operator has subscribed to.
+        # A timer keeps a reference to its operator's source.
         subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
 
         def subscribe(
@@ -147,7 +147,7 @@ class RxSegment(ForeignSegment[RxInbox]):
         return None
 
     async def _wait_for_threads(self) -> None:
-        # What the operator emits on another thread comes by the loop.
+        # Items that the operator emits on another thread arrive through the loop.
         await asyncio.sleep(0)
         self._demand_more()
 
@@ -158,7 +158,7 @@ class RxSegment(ForeignSegment[RxInbox]):
             self._tell(observer.on_error, failure)
 
     def _tell(self, signal: Callable[..., object], *arguments: Any) -> None:
-        """Give the operators a signal; what they emit meanwhile was asked for."""
+        """Send the operators a signal; items that they emit meanwhile count as requested."""
         self._inbox.is_fed = True
         try:
             signal(*arguments)

@@ -1,4 +1,4 @@
-"""What a stream's operators may ask for of the request that it belongs to."""
+"""What a stream's operators may know about their request."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ("StreamScope",)
 
 class StreamScope(Protocol):
     """
-    The scope of a stream: what the library's operators use where no argument says otherwise.
+    The scope of a stream: the defaults of the library's operators.
 
     ``rx_backend.RequestScope`` is one.
     """
 
     @property
     def id(self) -> str:
-        """Names the request in logs."""
+        """The request's id, for logs."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class StreamScope(Protocol):
 
     @property
     def times(self) -> TokenTimes:
-        """When the chunks with content came."""
+        """When the chunks with content arrived."""
         ...
 
     @property
@@ -68,31 +68,31 @@ class StreamScope(Protocol):
 
     @property
     def stopped(self) -> Observable[bool]:
-        """The stop signal, a level that replays."""
+        """The stop signal, which replays."""
         ...
 
     @property
     def killed(self) -> Observable[bool]:
-        """The kill signal, a level that replays."""
+        """The kill signal, which replays."""
         ...
 
     @property
     def first_token(self) -> Observable[bool] | None:
-        """Emits when the first token is known to exist; None where nothing waits for it (row A4)."""
+        """Emits when the first token is known to exist; None if nothing waits for it (row A4)."""
         ...
 
     @property
     def hands_off(self) -> bool:
-        """Whether the request continues in another worker, as that of a prefill worker does."""
+        """Whether the request continues in another worker, as on a prefill worker."""
         ...
 
     @property
     def trace_link(self) -> object | None:
-        """The worker's trace identity, to stamp on chunks; None without one."""
+        """The worker's trace link, to stamp on chunks; None without one."""
         ...
 
     def span_attributes(self) -> Mapping[str, AttributeValue]:
-        """Return what the span says of the request besides how it ended."""
+        """Return span attributes of the request other than its outcome."""
         ...
 
     def stop(self) -> None:
@@ -104,13 +104,13 @@ class StreamScope(Protocol):
         ...
 
     def end_of_turn(self, callback: Callable[[], None]) -> object:
-        """Call *callback* at the end of the event loop's turn."""
+        """Call *callback* at the end of the event loop's iteration."""
         ...
 
     def abort_step(self, step: AbortStep) -> None:
-        """Take note of what happened to the abort."""
+        """Record a step of the abort."""
         ...
 
     def operator_failed(self, name: str, error: Exception) -> None:
-        """Take note of an operator that raised (row O4)."""
+        """Record that an operator raised (row O4)."""
         ...

@@ -1,4 +1,4 @@
-"""Parts of an assembled pipeline, and how a source that is none is pulled and closed."""
+"""Parts of an assembled pipeline, and pulling and closing other sources."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ("Segment", "close_now", "close_quietly", "first_pull")
 
 class Segment:
     """
-    A part of an assembled pipeline, pulled by the part behind it: an asynchronous iterator.
+    A part of an assembled pipeline, pulled by the next part: an asynchronous iterator.
 
-    It is no abstract base class: asking whether something is one would cost each request.
+    It is not an ``ABC``: ``isinstance`` would then cost every request more.
     """
 
     __slots__ = ()
@@ -35,24 +35,24 @@ class Segment:
     @property
     @abstractmethod
     def ended(self) -> bool:
-        """Whether the item handed out last was the last one."""
+        """Whether the most recent item was the last one."""
 
     @property
     @abstractmethod
     def ended_by(self) -> str | None:
-        """The operator that ended the stream before its source did; None where none did."""
+        """The operator that ended the stream before its source did, if any."""
 
     @abstractmethod
     def made_by(self, item: object) -> str | None:
-        """Return the operator that handed out *item*, the last one; None where that isn't known."""
+        """Return the operator that handed out *item*, the most recent one; None if unknown."""
 
     def raised_by(self, error: BaseException) -> str | None:
-        """Return the operator that raised what this part ended with, unless it has noted that."""
+        """Return the operator that raised *error*, unless a note already names it."""
         return None
 
     @abstractmethod
     def drop(self) -> None:
-        """Tell the stages in front that the stream was dropped; :meth:`close` follows."""
+        """Notify the earlier stages that the stream was dropped; :meth:`close` follows."""
 
     @abstractmethod
     def close(self) -> None:
@@ -65,16 +65,16 @@ class Segment:
 
 def first_pull(source: AsyncIterator[Any]) -> Any:
     """
-    Make the first pull of what may be a generator whose stream closes it, also one that is lost.
+    Make the first pull of a source that its stream will close, without the loop's generator hooks.
 
-    The event loop would close it too, at its own shutdown and when both are lost in one cycle: in
-    another context, and beside us. It closes the stream instead (`LoopStreams`).
+    Otherwise the event loop would also close a generator, at shutdown or when it is collected with
+    its stream: in another context, and concurrently. It closes the stream instead (`LoopStreams`).
     """
     return _without_hooks(source.__anext__)
 
 
 def _without_hooks(begin: Callable[[], Any]) -> Any:
-    """Call what may begin an asynchronous generator, without the event loop's knowledge."""
+    """Call *begin*, which may start an async generator, without the event loop's hooks."""
     hooks = sys.get_asyncgen_hooks()
     # By position, as by name takes twice as long.
     sys.set_asyncgen_hooks(None, _leave_open)
@@ -88,12 +88,12 @@ def _leave_open(_: object) -> None: ...
 
 
 async def close_quietly(source: object, failed: str) -> None:
-    """Await the ``aclose`` of *source*, if it has one; log what it raises under *failed*."""
+    """Await the ``aclose`` of *source*, if any; log its exception with the message *failed*."""
     aclose: Any = getattr(source, "aclose", None)
     if aclose is None:
         return
     try:
-        # Closing is what begins one that was never pulled.
+        # Closing a generator that was never pulled starts it.
         await (_without_hooks(aclose) if isinstance(source, AsyncGeneratorType) else aclose())
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -107,7 +107,7 @@ async def close_quietly(source: object, failed: str) -> None:
 
 
 def close_now(source: object, failed: str) -> None:
-    """Close a source whose event loop is closed: what needs no waiting is still done."""
+    """Close a source whose event loop is closed, up to its first wait."""
     closing = close_quietly(source, failed)
     with contextlib.suppress(StopIteration):
         closing.send(None)

@@ -1,4 +1,4 @@
-"""Asynchronous iterators made of observables: of ``reactivex`` ones and of asynchronous ones."""
+"""Asynchronous iterators over observables of either library."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def source_of(value: object) -> AsyncIterator[Any] | None:
 
 class _Source(AsyncIterator[T]):
     """
-    What the user holds of a source.
+    The user's handle of a source.
 
-    The subscription knows the inbox alone, so that losing the last reference to this is a drop.
+    The subscription refers only to the inbox, so dropping the last reference to this is a drop.
     """
 
     __slots__ = ("__weakref__", "_inbox")
@@ -42,11 +42,11 @@ class _Source(AsyncIterator[T]):
         return await self._inbox.pull()
 
     def open(self) -> None:
-        """Subscribe now, not at the first pull; what comes until then waits."""
+        """Subscribe now instead of at the first pull; items that arrive earlier wait."""
         self._inbox.open()
 
     def close(self) -> None:
-        """Drop without waiting: the subscription is given up, once. A pull under way ends."""
+        """Drop without waiting: dispose of the subscription, once. A pending pull ends."""
         self._inbox.close()
 
     async def aclose(self) -> None:
@@ -65,15 +65,15 @@ class ObservableSource(_Source[T], Generic[T]):
     The items of a ``reactivex`` Observable, pulled.
 
     It is subscribed to at the first pull, with the running event loop for its timers. An Observable
-    knows no back-pressure: what it pushes between two pulls is buffered here, without a limit. It
-    may push from any thread; its items come out on the loop.
+    has no back-pressure: items pushed between two pulls are buffered here, without a limit. It may
+    push from any thread; its items come out on the loop.
 
-    Closing, cancelling the task that pulls, and losing the last reference are a drop, and dispose
-    of the subscription. After the end, and after a failure, there is nothing more.
+    Closing, cancelling the pulling task, and dropping the last reference are a drop, and dispose of
+    the subscription. After the end or a failure there are no more items.
 
     Args:
         observable: The Observable.
-        scheduler: For its timers; those of the event loop when left out.
+        scheduler: For its timers; by default the event loop's.
 
     >>> import asyncio, reactivex
     >>> from operators.authoring import ObservableSource
@@ -88,7 +88,7 @@ class ObservableSource(_Source[T], Generic[T]):
     def __init__(
         self, observable: Observable[T], *, scheduler: abc.SchedulerBase | None = None
     ) -> None:
-        # What waits is a copy, made in the thread that pushes (row E6).
+        # Waiting items are copies, made in the pushing thread (row E6).
         super().__init__(RxInbox(observable.pipe(ops.map(own_copy)), scheduler))
 
 
@@ -96,16 +96,16 @@ class AsyncObservableSource(_Source[T], Generic[T]):
     """
     The items of an ``aioreactive`` AsyncObservable, pulled.
 
-    It is subscribed to at the first pull. Back-pressure is kept: like a ``yield``, its ``asend``
-    returns when the item was taken and the next one is asked for. Operators of that library that
-    put items in a mailbox return from ``asend`` themselves, and buffer there.
+    It is subscribed to at the first pull. It has back-pressure: like a ``yield``, its ``asend``
+    returns when the item was consumed and the next one is requested. Operators of that library with
+    a mailbox return from ``asend`` at once, and buffer there.
 
-    Closing, cancelling the task that pulls, and losing the last reference are a drop: the
+    Closing, cancelling the pulling task, and dropping the last reference are a drop: the
     subscription is disposed of, and the tasks that the library started for it are ended. After the
-    end, and after a failure, there is nothing more.
+    end or a failure there are no more items.
 
     Args:
-        observable: The AsyncObservable, or what else has its ``subscribe_async``.
+        observable: The AsyncObservable, or any object with its ``subscribe_async``.
 
     >>> import asyncio
     >>> from operators.authoring import AsyncObservableSource

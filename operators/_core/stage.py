@@ -1,9 +1,9 @@
 """
-What an operator's body is, and what it can say.
+An operator's body, and the results that it can yield or return.
 
-A body is a generator or, inside this package, :class:`Hooks`. What a generator can say is
-described at :func:`operators.operator`; an operator about time or about the pull is an asynchronous
-generator.
+A body is a generator or, inside this package, :class:`Hooks`. The rules for a generator are at
+:func:`operators.authoring.operator`; an operator that uses timers or controls the pull is an
+asynchronous generator.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Completed(BaseException):
     """
     Raised at an operator's ``yield`` when its source has completed.
 
-    It is no ``Exception``, so that ``except Exception`` in an operator means failures only.
+    It is not an ``Exception``, so that ``except Exception`` in an operator catches only failures.
 
     Attributes:
-        ended_by: The operator that ended the stream before its source did; None where none did.
+        ended_by: The operator that ended the stream before its source did, if any.
     """
 
     def __init__(self, ended_by: str | None = None) -> None:
@@ -52,10 +52,10 @@ class Completed(BaseException):
 
 class StageResult:
     """
-    What :func:`emit`, :func:`detach`, :func:`fail_after` and the like return.
+    The result of :func:`emit`, :func:`detach`, :func:`fail_after` and the like.
 
-    Yield or return it at once; don't keep it. In a signature it stands beside an operator's items:
-    ``AsyncGenerator[Chunk | StageResult]``.
+    Yield or return it at once; don't keep it. In a signature it is a union with an operator's
+    items: ``AsyncGenerator[Chunk | StageResult]``.
     """
 
     __slots__ = ("detaches", "ends", "error", "items", "values", "visit")
@@ -83,9 +83,9 @@ class Condition:
     Which items visit a stage: an expression over ``item`` and other names.
 
     Attributes:
-        source: Its text.
-        names: The names in it besides ``item``; each stage has its own values for them.
-        once: Whether only the first item that it holds for visits the stage.
+        source: The expression.
+        names: Its names other than ``item``; each stage has its own values for them.
+        once: Whether only the first matching item visits the stage.
         holds: Returns whether an item visits, from the item and the names' values.
     """
 
@@ -101,14 +101,14 @@ class Condition:
 
 @cache
 def condition(source: str, names: tuple[str, ...] = (), once: bool = False) -> Condition:
-    """Return a condition, shared by every stage that has it."""
+    """Return a condition, cached so that stages share it."""
     return Condition(source, names, once)
 
 
 Visit: TypeAlias = Condition | bool | None
 """
-Which items visit a stage: those that a condition holds for, all of them (and whether the stage may
-return something else than one item: a generator may, a class can't), or none.
+Which items visit a stage: those that match a condition, all of them (False if the stage always
+returns one item, as a class does), or none.
 """
 
 
@@ -119,16 +119,16 @@ def emit(*items: Any) -> StageResult:
 
 def detach(*items: Any) -> StageResult:
     """
-    Yield this to hand out *items* and leave the path of the items.
+    Yield this to hand out *items* and detach the operator.
 
-    Later items don't visit the operator, at no cost; the end still arrives at this ``yield``.
+    Later items bypass it at no cost; the end still arrives at this ``yield``.
     """
     return StageResult(items, detaches=True)
 
 
 def when(expression: str, *items: Any, **names: Any) -> StageResult:
     """
-    Yield this to hand out *items*, and to be visited only by items that *expression* holds for.
+    Yield this to hand out *items*, and to receive only items that match *expression*.
 
     Args:
         expression: A Python expression over ``item`` and *names*. It is evaluated once for each item.
@@ -151,7 +151,7 @@ def fail_after(error: Exception, *items: Any) -> StageResult:
     For an operator that holds items back: they come out before the failure does.
 
     Raises:
-        TypeError: *error* is no ``Exception``.
+        TypeError: *error* is not an ``Exception``.
 
     >>> import reactivex
     >>> from operators.authoring import operator
@@ -175,15 +175,15 @@ def fail_after(error: Exception, *items: Any) -> StageResult:
 
 class Hooks(Generic[A, B]):
     """
-    An operator's body that is no generator: what is called of it, and when.
+    An operator's body that is not a generator: hooks that are called.
 
-    A body with state derives from this and overrides what it needs, by methods. The hooks are
-    described at `Callbacks`.
+    A stateful body derives from this and overrides hooks with methods. They are described at
+    `Callbacks`.
 
     Attributes:
         visit: Which items visit.
         values: The values of the names in a condition.
-        handles_end: Whether one of the hooks is to be called when the stream ends.
+        handles_end: Whether a hook is called when the stream ends.
     """
 
     __slots__ = ()
@@ -203,22 +203,22 @@ class Callbacks(Hooks[A, B]):
     An operator's body as functions, for one that few items need to visit.
 
     It costs a fraction of a generator to set up and to end, and nothing for an item that its
-    condition keeps away.
+    condition excludes.
 
     Args:
-        step: Called with an item that visits; returns the item to hand out, or a `StageResult`.
-            None: no item visits.
+        step: Called with a visiting item; returns the item to hand out, or a `StageResult`. None:
+            no item visits.
         only: The condition under which an item visits, an expression over ``item`` and *names*;
             None for every item, and then *step* must return an item.
-        once: Whether only the first item that *only* holds for visits.
+        once: Whether only the first item that matches *only* visits.
         names: Values of the names in *only*.
         on_error: Turns a failure of the source into the stream's last item.
         on_complete: Called when the source has completed, with the operator that ended the stream
             early or None; may return a `StageResult` to end the stream with.
-        on_end: Called once at the end, however it comes: with the failure or None, and whether
-            the stream was dropped.
-        on_interrupt: Called with True when the pull is being cancelled, and with False where that
-            was no drop after all: an engine may cancel itself, as ``asyncio.timeout`` does.
+        on_end: Called once at the end, however the stream ends: with the failure or None, and
+            whether it was dropped.
+        on_interrupt: Called with True when the pull is being cancelled, and with False if that was
+            not a drop after all: an engine may cancel itself, as ``asyncio.timeout`` does.
     """
 
     __slots__ = (
@@ -257,7 +257,7 @@ class Callbacks(Hooks[A, B]):
         self.handles_end = (on_end or on_complete or on_error) is not None
 
 
-# Mypy takes this to be true.
+# Mypy assumes that this is true.
 MYPY = False
 
 if TYPE_CHECKING:

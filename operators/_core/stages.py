@@ -1,4 +1,4 @@
-"""The stages of a run one by one: how each is ended and closed."""
+"""The individual stages of a run, and how each is ended and closed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ("GeneratorBody", "StageFactory", "Stages")
 
 
 StageFactory: TypeAlias = "Operator[Any, Any]"
-"""What a chain makes a stage from."""
+"""Makes a stage for a chain."""
 
 
 class GeneratorBody(Hooks[Any, Any]):
@@ -39,7 +39,7 @@ class GeneratorBody(Hooks[Any, Any]):
 
     @property
     def has_returned(self) -> bool:
-        """Whether there is nothing left of it to run."""
+        """Whether the generator has finished."""
         return self.generator.gi_frame is None
 
 
@@ -48,14 +48,14 @@ class Stages:
     The stages of one run.
 
     Attributes:
-        bodies: The body of each stage; None for one that has none, or has ended.
+        bodies: The body of each stage; None if it has none, or has ended.
     """
 
     __slots__ = ("_ending", "_factories", "_scope", "bodies")
 
     _factories: Sequence[StageFactory]
     _scope: Any
-    # The places of those that handle the end, in order.
+    # The indexes of stages that handle the end, in order.
     _ending: list[int]
     bodies: list[Hooks[Any, Any] | None]
 
@@ -104,7 +104,7 @@ class Stages:
         return None, last
 
     def _close(self, place: int, end: int, failure: Exception | None = None) -> None:
-        """Close the stages from *place* to *end*: a drop, unless it is for their own *failure*."""
+        """Close the stages from *place* to *end*: a drop, unless due to their own *failure*."""
         interrupt: BaseException | None = None
         for here in self._ending:
             if here >= end:
@@ -120,9 +120,9 @@ class Stages:
                 elif not body.generator.gi_running:
                     body.generator.close()
             except Exception as error:
-                # A failing release must not keep the other stages from theirs.
+                # A failing release must not prevent those of the other stages.
                 _log.error(
-                    "operator %s failed while it was closed",
+                    "operator %s failed while being closed",
                     self._factories[here].name,
                     exc_info=redacted_exc_info(error),
                 )
@@ -132,7 +132,7 @@ class Stages:
             raise interrupt
 
     def _failure(self, error: BaseException, place: int) -> BaseException:
-        """Return the failure of the operator that raised *error*, which is named on it and to the scope."""
+        """Return *error* as the failure of its operator, which a note and the scope name."""
         name = self._factories[place].name
         failure = as_failure(error, f"the operator {name}")
         add_operator_note(failure, name, self._scope)

@@ -36,8 +36,8 @@ def start_task(
     """
     Run *coroutine* in a task that is referenced until it is done.
 
-    It runs in *context*, by default a copy of the current one. The loop's task factory is not
-    asked: an eager one would enter *context* at once, which fails where the caller runs in it.
+    It runs in *context*, by default a copy of the current one. The loop's task factory is not used:
+    an eager one would enter *context* at once, which fails if the caller already runs in it.
     """
     running = streams_of(loop).tasks
     task = asyncio.Task(coroutine, loop=loop, context=context)
@@ -52,9 +52,9 @@ def start_release(
     context: contextvars.Context | None = None,
 ) -> asyncio.Task[None]:
     """
-    Do as `start_task` for what has to be done, also where the task is cancelled before it begins.
+    Like `start_task`, but *coroutine* runs even if the task is cancelled before it starts.
 
-    ``asyncio.run`` cancels all tasks at its end, and one that has not begun never would.
+    ``asyncio.run`` cancels all tasks at its end, and an unstarted one would never run.
     """
     running = streams_of(loop).releases
     begun = _begun(coroutine, loop, running)
@@ -70,9 +70,9 @@ def start_eagerly(
     context: contextvars.Context | None = None,
 ) -> asyncio.Task[None]:
     """
-    Do as `start_release`, up to the first wait within this call; from Python 3.12 on.
+    Like `start_release`, but on Python 3.12 and later run up to the first wait within this call.
 
-    The caller runs in a step of a task or of a callback, and not in *context*.
+    The caller must run in a task or callback of the loop, and not in *context*.
     """
     if sys.version_info < (3, 12) or running_loop() is not loop:
         return start_release(coroutine, loop, context)
@@ -89,22 +89,22 @@ async def _begun(
     loop: asyncio.AbstractEventLoop,
     running: set[asyncio.Task[None]],
 ) -> None:
-    try:  # noqa: SIM105 - a context manager is dear with many requests
+    try:  # noqa: SIM105 - a context manager is expensive with many requests
         await _one_turn()
     except asyncio.CancelledError:
         pass
     try:
         await coroutine
     finally:
-        # Here and in no callback, which would be one more call in the loop for each request.
+        # Here instead of in a callback, which would be another call by the loop per request.
         running.discard(cast("asyncio.Task[None]", asyncio.current_task(loop)))
 
 
 async def done(task: asyncio.Task[None] | None) -> None:
-    """Wait until *task*, if there is one, is done; being cancelled here does not disturb it."""
+    """Wait until *task*, if any, is done; a cancellation here does not affect it."""
     if task is None or task.done():
         return
-    # Most have nothing to wait for: they are done in the next turn, before the caller resumes.
+    # Most don't wait for anything: they are done in the next iteration, before the caller resumes.
     await _one_turn()
     loop = task.get_loop()
     if task.done() or is_elsewhere(loop):
@@ -124,21 +124,21 @@ async def done(task: asyncio.Task[None] | None) -> None:
 
 @types.coroutine
 def _one_turn() -> Generator[None]:
-    """Do as ``asyncio.sleep(0)``, at a third of its cost."""
+    """Like ``asyncio.sleep(0)``, at a third of its cost."""
     yield
 
 
 def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
     """
-    Call *function* in the loop's thread, soon; at once where the loop stands still.
+    Call *function* in the loop's thread, soon; at once if the loop is not running.
 
-    The caller may be in any thread, in another loop, in a signal handler or in a finaliser, so
-    nothing of the loop's may be touched here. Nothing is called once the loop is closed.
+    The caller may be in any thread, in another loop, in a signal handler or in a finalizer, so
+    nothing of the loop may be touched here. Once the loop is closed, *function* is not called.
     """
     if loop.is_closed():
         return
     if loop.is_running():
-        # The loop may be closed between the two lines.
+        # The loop may be closed in between.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(function)
     else:
@@ -146,7 +146,7 @@ def defer_to_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object
 
 
 def current_task() -> asyncio.Task[Any] | None:
-    """Return the task that runs, or None; also where no event loop runs."""
+    """Return the current task, or None, even if no event loop runs."""
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -162,7 +162,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def is_elsewhere(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether another event loop than *loop* runs here."""
+    """Return whether an event loop other than *loop* runs in this thread."""
     running = running_loop()
     return running is not None and running is not loop
 
@@ -171,7 +171,8 @@ def weakly(method: Callable[P, object]) -> Callable[P, None]:
     """
     Return a function that calls *method* while its object lives.
 
-    For a callback that the loop, a timer or a library's task may keep: it keeps no stream alive.
+    For a callback that the loop, a timer or a library's task may keep: it does not keep a stream
+    alive.
     """
     method_ref = weakref.WeakMethod(method)
 

@@ -43,10 +43,10 @@ def slo(
     Judge a request by its latency targets when it ends, and count it in *windows* under *key*.
 
     Measures goodput: a request is good if it was served, with the first token within *ttft_ms* and
-    at most *itl_ms* between tokens. Stands anywhere in a pipeline, where the outcome is that of
-    what the consumer was handed (row O2); outside of one, behind every operator that can fail the
-    stream. Items pass unchanged. One frame is one second, the targets are 3 s and 2 s, ``T`` is a
-    terminal::
+    at most *itl_ms* between tokens. In a pipeline it may be anywhere, and the outcome is that of
+    what the consumer received (row O2); elsewhere it must come after every operator that can fail
+    the stream. Items pass unchanged. One frame is one second, the targets are 3 s and 2 s, ``T`` is
+    a terminal::
 
         source   ---a-b-T|
         result   ---a-b-T|
@@ -54,15 +54,15 @@ def slo(
 
     Each request has one of four outcomes:
 
-    - *good*: served within the targets. One token has no latency between tokens to miss; a request
-      without any must end within *ttft_ms*.
+    - *good*: served within the targets. A single token has no latency between tokens; a request
+      without tokens must end within *ttft_ms*.
     - *slow*: served, or cancelled, after a target was missed; the wait for the next token counts.
     - *failed*: the stream failed, its terminal says ``is_error``, or it ended without one.
-    - *cancelled*: dropped, or finished as ``cancelled``, before a target was missed. Does not count
-      for goodput.
+    - *cancelled*: dropped, or finished as ``cancelled``, before a target was missed. Not counted in
+      goodput.
 
-    The record of a pipeline is used where it is timed, and no item visits the operator. Elsewhere
-    times are measured here, from an item or its ``data``, for a call and a clock read per item.
+    If the pipeline records times, they are used, and items bypass the operator. Otherwise times are
+    measured here, from an item or its ``data``, at a call and a clock read per item.
 
     Args:
         ttft_ms: Target for the time to the first token, in ms; None for none. Includes the set-up
@@ -70,16 +70,16 @@ def slo(
         itl_ms: Target for the latency between tokens, in ms; None for none.
         windows: The windows to count in.
         key: The key to count under: a model, or a tuple such as model and tenant.
-        itl_by: The figure that *itl_ms* is for: the mean over the tokens of the request, or their
-            99th percentile (row F5). Requests that did not reach their end are judged by the mean.
+        itl_by: The figure to compare with *itl_ms*: the mean over the request's tokens, or their
+            99th percentile (row F5). Requests that did not finish are judged by the mean.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: No target is given, or one is out of range, or *itl_by* is neither; when the
+        ValueError: No target is given, one is out of range, or *itl_by* is invalid; when the
             operator is made.
-        TypeError: *key* is neither a text nor a tuple of texts; when the operator is made.
+        TypeError: *key* is neither a string nor a tuple of strings; when the operator is made.
 
-    Phase: anywhere; outside of a pipeline behind all that can fail the stream.
+    Phase: anywhere; outside a pipeline after every operator that can fail the stream.
     Errors: source errors pass unchanged, after the request was counted.
     On dispose: the request is counted.
 

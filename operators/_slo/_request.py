@@ -50,7 +50,7 @@ class SloRequest:
         Return its outcome and its latencies, once its stream has ended.
 
         Args:
-            reason: Its finish reason; None where it failed or was dropped.
+            reason: Its finish reason; None if it failed or was dropped.
             dropped: Whether, without a reason, it was dropped.
         """
         times, gaps_s = self._times, self._gaps_s()

@@ -23,8 +23,8 @@ class SloWindows:
     """
     The requests of the last *window_s* seconds, by key: outcomes, tokens, latency sketches.
 
-    Make one per process, and put ``slo`` with it into each pipeline. The windows slide in steps of
-    *bucket_s*. Memory is bounded by the number of keys (about 4 kB per key and bucket), not by
+    Create one per process, and pass it to the ``slo`` of each pipeline. The windows slide in steps
+    of *bucket_s*. Memory is bounded by the number of keys (about 4 kB per key and bucket), not by
     requests or tokens. A snapshot shows open requests too, so a stall shows before anything ends.
     Safe to use from several threads, and from finalizers that the garbage collector runs. For a
     snapshot every second subscribe to ``reactivex.interval(1.0, scheduler=LoopScheduler())``.
@@ -38,7 +38,7 @@ class SloWindows:
 
     Raises:
         ImportError: The package ddsketch is missing; names the extra.
-        TypeError, ValueError: An option is of another type, or out of range; names it.
+        TypeError, ValueError: An option has the wrong type, or is out of range; names it.
 
     >>> windows = SloWindows(window_s=60, bucket_s=5)
     >>> windows.failed("llama")
@@ -60,7 +60,7 @@ class SloWindows:
         self._buckets_held = round(window_s / bucket_s)
         if self._buckets_held < 1 or not math.isclose(self._buckets_held * bucket_s, window_s):
             raise ValueError(
-                f"SloWindows: bucket_s: expected window_s ({window_s} s) or a whole part of it, "
+                f"SloWindows: bucket_s: expected a divisor of window_s ({window_s} s), "
                 f"got {bucket_s} s"
             )
         load_library()
@@ -84,12 +84,12 @@ class SloWindows:
         Count a request that failed before it had a stream (row S5), or was rejected.
 
         Raises:
-            TypeError: *key* is neither a text nor a tuple of texts.
+            TypeError: *key* is neither a string nor a tuple of strings.
         """
         self.closed(None, Ended(check_key("SloWindows.failed: key", key), "failed"))
 
     def snapshot(self) -> SloSnapshot:
-        """Return the present figures; takes about 0.3 ms per key."""
+        """Return the current figures; takes about 0.3 ms per key."""
         with self._lock:
             self._count_ended()
             now = self.clock()

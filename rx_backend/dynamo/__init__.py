@@ -1,8 +1,8 @@
 """
-Serving on NVIDIA's Dynamo runtime, and engines that were written for it.
+Serving on NVIDIA's Dynamo runtime, and engines written for it.
 
-Nothing here is imported by ``import rx_backend``. The runtime is the package ``ai-dynamo-runtime``,
-the extra ``dynamo``; it is imported when something needs it.
+Nothing here is imported by ``import rx_backend``. The runtime, package ``ai-dynamo-runtime`` in the
+extra ``dynamo``, is imported on first use.
 
 >>> from rx_backend import EngineAdapter
 >>> from rx_backend.engines import SampleEngine

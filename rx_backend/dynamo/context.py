@@ -1,4 +1,4 @@
-"""The bridge from the runtime's context of a request to ours."""
+"""The bridge between the runtime's context of a request and ours."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _LONGEST_LOOK_S = 1.0
 
 class BridgedContext(RequestContext):
     """
-    The context of a request that came through the runtime.
+    The context of a request from the runtime.
 
     Attributes:
-        runtime_context: The runtime's own, a ``dynamo.runtime.Context``, for what only it can do,
-            such as spans of the runtime.
+        runtime_context: The runtime's own ``dynamo.runtime.Context``, for example for its spans.
     """
 
     __slots__ = ("runtime_context",)
@@ -41,21 +40,21 @@ class BridgedContext(RequestContext):
 
 class ContextBridge:
     """
-    A request's context in the runtime, and the one that our side sees, kept in step.
+    Keeps a request's context in the runtime and ours in step.
 
-    A stop or a kill by the runtime (a client that disconnects is a kill) becomes a level of ours.
-    One future of the runtime waits for it; nothing polls. The runtime reports the first signal only,
-    so after a stop the bridge asks from time to time for the kill, until it is closed.
+    A stop or a kill by the runtime (a disconnect is a kill) stops or kills our context. A future of
+    the runtime waits for it, without polling. The runtime reports the first signal only, so after a
+    stop the bridge polls for the kill until it is closed.
 
     The first-token notice of a decode request goes back to the runtime. **A stop from our side does
-    not**: the runtime throws away what a handler yields after it has stopped the request, so the
-    engine's own ``cancelled`` terminal would be lost (row A6), and the client would see a stream
-    that broke off. Our stop reaches the engine, whose terminal then ends the request for all.
+    not**: the runtime discards what a handler yields after a stop, so the engine's ``cancelled``
+    terminal would be lost (row A6), and the client would see a truncated stream. Our stop reaches
+    the engine, whose terminal then ends the request.
 
     Args:
         context: The runtime's context.
-        decode: Whether this worker decodes for a prefill peer, so that the first-token notice
-            counts (row C4).
+        decode: Whether this worker decodes for a prefill peer, which needs the first-token notice
+            (row C4).
         on_kill: Called on the event loop once the runtime has killed the request, after our context
             was.
 
@@ -63,7 +62,7 @@ class ContextBridge:
         request_context: The context for our side.
 
     Raises:
-        InvalidArgument: *context* is none of the runtime's.
+        InvalidArgument: *context* is not a context of the runtime.
     """
 
     __slots__ = (
@@ -100,10 +99,10 @@ class ContextBridge:
 
     def refresh(self) -> None:
         """
-        Take over now what the runtime has signalled, without waiting for its future.
+        Apply a signal of the runtime now, without waiting for its future.
 
-        For the moment at which the runtime lets go of a stream: it may do so before its signal
-        arrives, and a stream that is dropped makes no abort any more.
+        Called when the runtime drops a stream: it may do so before its signal arrives, and a
+        dropped stream no longer causes an abort.
         """
         ours = self.request_context
         theirs = ours.runtime_context
@@ -113,7 +112,7 @@ class ContextBridge:
             ours.stop_generating()
 
     def close(self) -> None:
-        """End the waiting; harmless when called twice."""
+        """Stop waiting. Idempotent."""
         self._is_closed = True
         self._on_kill = None
         self._waiter.cancel()
@@ -123,22 +122,22 @@ class ContextBridge:
             self._unlisten()
 
     def _on_signal(self, waiter: asyncio.Future[bool]) -> None:
-        # A signal that came in the turn of the close is too late.
+        # A signal in the same turn as the close is too late.
         if self._is_closed or waiter.cancelled():
             return
-        # A runtime that goes down may fail the waiter; what it then says of the request counts.
+        # A runtime that shuts down may fail the future; the state of the context decides.
         waiter.exception()
         self._look(_FIRST_LOOK_S)
 
     def _look(self, next_s: float) -> None:
         """
-        Take over what the runtime has signalled; look again later while it is no kill.
+        Apply a signal of the runtime; check again later unless it is a kill.
 
-        Each look is a call into the runtime, which also frees what its threads have let go of, such
-        as the handler's stream after a stop. On an idle worker no other call may come.
+        Each check is a call into the runtime, which also frees what its threads have released, such
+        as the handler's stream after a stop. On an idle worker there may be no other call.
         """
         self.refresh()
-        # What that call freed may have been this bridge's own stream.
+        # That call may have freed this bridge's own stream.
         if self._is_closed:
             return
         if not self.request_context.runtime_context.is_killed():

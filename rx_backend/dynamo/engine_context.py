@@ -16,10 +16,9 @@ class EngineContext:
     """
     A request's context with the methods of ``dynamo.runtime.Context``.
 
-    What Dynamo's own has as methods are methods here too: ``context.id()``,
-    ``context.is_stopped()``. It tells of signals from our side and from the runtime's alike. What
-    only the runtime can give, such as its spans, comes from the runtime where the request came
-    through it, and does nothing elsewhere.
+    Its methods are those of Dynamo's: ``context.id()``, ``context.is_stopped()``. It reflects
+    signals from our side and from the runtime. What only the runtime has, such as its spans, comes
+    from the runtime for its requests, and does nothing for others.
 
     Args:
         context: Our context of the request.
@@ -48,7 +47,7 @@ class EngineContext:
 
     @property
     def metadata(self) -> MutableMapping[str, str]:
-        """The engine's own copy of what was sent along with the request."""
+        """The engine's own copy of the request's metadata."""
         if self._metadata is None:
             self._metadata = dict(self.request_context.metadata)
         return self._metadata
@@ -71,9 +70,9 @@ class EngineContext:
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
         """
-        Give a future that becomes True once the request is stopped or killed.
+        Return a future that becomes True once the request is stopped or killed.
 
-        Cancelling the future ends the waiting. A task may be made around it, as Dynamo's engines do.
+        Cancelling the future stops waiting. It can be wrapped in a task, as Dynamo's engines do.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         unlisten = self.request_context.stopped().listen(
@@ -83,41 +82,41 @@ class EngineContext:
         return future
 
     def notify_first_token(self) -> None:
-        """Tell that the first token exists (row C4)."""
+        """Signal that the first token exists (row C4)."""
         self.request_context.notify_first_token()
 
     def detached(self, id: str) -> EngineContext:
-        """Return a context with an id and with signals of its own, and the same headers."""
+        """Return a context with its own id and signals, and the same headers."""
         ours = self.request_context
         return EngineContext(RequestContext(id, self.metadata, trace_headers=ours.trace_headers))
 
     def trace_headers(self) -> dict[str, str] | None:
-        """Return the W3C trace headers of the request, None where it has none."""
+        """Return the W3C trace headers of the request; None if it has none."""
         return dict(self.request_context.trace_headers) or None
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that the request belongs to, 32 hex digits."""
+        """The id of the request's trace, 32 hex digits."""
         return self._traceparent(1)
 
     @property
     def span_id(self) -> str | None:
-        """The span that the trace headers name, 16 hex digits."""
+        """The id of the span in the trace headers, 16 hex digits."""
         return self._traceparent(2)
 
     @property
     def parent_span_id(self) -> str | None:
-        """The parent of that span, where the runtime knows it."""
+        """The id of that span's parent, if the runtime knows it."""
         runtime = self._runtime
         return None if runtime is None else runtime.parent_span_id
 
     def current_span(self) -> Any:
-        """Return a handle on the runtime's span of the request; it does nothing where there is none."""
+        """Return a handle on the runtime's span of the request; without one it does nothing."""
         runtime = self._runtime
         return _NoSpan() if runtime is None else runtime.current_span()
 
     def start_span(self, name: str, attrs: dict[str, Any] | None = None) -> Any:
-        """Open a span below the runtime's; it does nothing where there is none."""
+        """Open a child span of the runtime's; without one it does nothing."""
         runtime = self._runtime
         return _NoSpan() if runtime is None else runtime.start_span(name, attrs)
 
@@ -132,7 +131,7 @@ class EngineContext:
 
 
 class _NoSpan:
-    """A span that is none."""
+    """A span that records nothing."""
 
     __slots__ = ()
 

@@ -12,7 +12,7 @@ from rx_backend.protocols import PreprocessedRequest, to_builtins
 
 __all__ = ("from_any_engine", "from_dynamo_engine")
 
-# Where Dynamo keeps these, and what ours are called, is the same word.
+# Dynamo's and our names of these are the same.
 _NAMING = ("served_model_name", "model_aliases", "runtime_data")
 _REGISTRATION = (
     "context_length",
@@ -32,11 +32,11 @@ def from_dynamo_engine(engine: Any) -> LLMEngine:
     """
     Return an engine written against Dynamo's Python ``LLMEngine`` as one of ours, unchanged.
 
-    Its ``generate(request, context)`` gets the request as the plain dict that the runtime would give
-    it, and an `EngineContext`; its chunks are dicts (row E2). Exceptions of ``dynamo.llm.exceptions``
-    keep their kind. Its ``is_quiescent`` may answer None, for not knowing: that counts as False, so
-    that nothing is freed early. Whatever else it has, such as ``kv_event_sources``, can be reached
-    through the result.
+    Its ``generate(request, context)`` gets the request as the plain dict that the runtime would
+    pass, and an `EngineContext`; its chunks are dicts (row E2). Exceptions of
+    ``dynamo.llm.exceptions`` keep their kind. If its ``is_quiescent`` returns None, for unknown,
+    that counts as False, so that nothing is freed early. Its other attributes, such as
+    ``kv_event_sources``, are available on the result.
 
     Args:
         engine: The engine, not started.
@@ -65,8 +65,7 @@ def from_dynamo_engine(engine: Any) -> LLMEngine:
     for name in ("start", "generate"):
         if not callable(getattr(engine, name, None)):
             raise InvalidArgument(
-                f"engine: expected an engine of Dynamo's kind, {type(engine).__name__} "
-                f"has no method {name}"
+                f"engine: expected a Dynamo engine, {type(engine).__name__} has no method {name}"
             )
     aborts = callable(getattr(engine, "abort", None))
     return (_AbortsFromDynamo if aborts else _FromDynamo)(engine)
@@ -74,13 +73,14 @@ def from_dynamo_engine(engine: Any) -> LLMEngine:
 
 def from_any_engine(made: object) -> LLMEngine:
     """
-    Return an engine of ours as it is, and one of Dynamo's kind by :func:`from_dynamo_engine`.
+    Return an engine of ours unchanged, and one of Dynamo's by :func:`from_dynamo_engine`.
 
-    An engine is of Dynamo's kind when its class is derived from one of the package ``dynamo``, or has
-    a ``from_args``, which every engine of Dynamo's has. Any other object counts as one of ours.
+    An engine is Dynamo's if its class derives from one in the package ``dynamo``, or has a
+    ``from_args``, as all of Dynamo's engines do. Any other object counts as one of ours.
 
     Args:
-        made: An engine, or what ``from_args`` gives: a pair of an engine and its worker's config.
+        made: An engine, or the result of ``from_args``: a pair of an engine and its worker's
+            config.
 
     >>> from rx_backend.engines import SampleEngine
     >>> ours = SampleEngine()
@@ -98,7 +98,7 @@ def from_any_engine(made: object) -> LLMEngine:
 
 
 class _FromDynamo(LLMEngine):
-    """An engine of Dynamo's kind."""
+    """A Dynamo engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -147,7 +147,7 @@ class _FromDynamo(LLMEngine):
 
 
 class _AbortsFromDynamo(_FromDynamo):
-    """One that can abort; the conformance kit asks for that only where it is there."""
+    """A Dynamo engine that can abort; the conformance kit tests that only if it exists."""
 
     async def abort(self, context: RequestContext) -> None:
         await self._engine.abort(EngineContext(context))

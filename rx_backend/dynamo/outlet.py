@@ -1,4 +1,4 @@
-"""Where a request's items leave for the runtime, when they are pushed."""
+"""Pushing a request's items to the runtime."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rx_backend.telemetry.metrics import COALESCED
 
 __all__ = ("ClientLeft", "Outlet", "ResponseSender")
 
-# What a client that reads nothing leaves room for: the runtime's own queue takes 128 frames of any
-# size, a socket with Linux's defaults 46 kB at least. The second is what a frame adds to an item.
+# The room in the buffers if a client reads nothing: the runtime's own queue takes 128 frames of any
+# size, a socket with Linux's defaults at least 46 kB. The second is a frame's overhead per item.
 _SURE_BYTES: Final = 65_536
 _FRAME_BYTES: Final = 48
-# How many items may wait for a client that reads slowly, before the engine waits.
+# How many items may wait for a slow client before the engine waits.
 _MOST_WAITING: Final = 256
 _MERGED: Final = frozenset(("token_ids", "text", "index"))
 
@@ -38,21 +38,21 @@ class ResponseSender(Protocol):
 
 
 class ClientLeft(Exception):
-    """The runtime takes no more items: the client is gone, or has stopped the request."""
+    """The runtime takes no more items: the client has disconnected or stopped the request."""
 
 
 class Outlet:
     """
     Send one request's items to the runtime without blocking the event loop.
 
-    The runtime's ``send`` blocks while the buffers to the client are full, and can't be asked
-    whether it will. So items are sent on the event loop only as long as they fit into the buffers
-    even if the client has read nothing, and in a thread after that. What comes while the thread is
-    at work waits, merged where possible.
+    The runtime's ``send`` blocks while the buffers to the client are full, which can't be checked
+    beforehand. So items are sent on the event loop only while they fit into the buffers even if the
+    client has read nothing, and in a thread after that. Items that arrive while the thread works
+    wait, merged where possible.
 
     Args:
         sender: The runtime's sender.
-        merge: Whether plain chunks of the same answer that wait become one.
+        merge: Whether to merge waiting plain chunks of the same answer.
     """
 
     __slots__ = (
@@ -75,20 +75,20 @@ class Outlet:
         self._waiting: list[dict[str, Any]] = []
         self._count = 0
         self._is_due = False
-        # For what the thread and the event loop both use.
+        # Guards what the thread and the event loop share.
         self._lock = threading.Lock()
         self._is_draining = False
-        # No exception that was raised here: it would refer to us by its traceback.
+        # Not an exception raised here: its traceback would refer to us.
         self._failure: tuple[type[Exception], str] | None = None
         self._room: asyncio.Future[None] | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether so many items wait that no more may come before :meth:`room`."""
+        """Whether so many items wait that the caller must await :meth:`room` before the next."""
         return self._count >= _MOST_WAITING
 
     def send_soon(self, wire: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Send an item in the event loop's next turn, together with what comes until then."""
+        """Send an item in the event loop's next turn, with those that arrive until then."""
         self._put(wire)
         if not self._is_due:
             self._is_due = True
@@ -96,14 +96,14 @@ class Outlet:
 
     def send(self, wire: dict[str, Any]) -> bool:
         """
-        Send an item now, behind what waits; return whether no more may come before :meth:`room`.
+        Send an item now, after those that wait; return whether :meth:`room` must be awaited next.
 
         Raises:
             ClientLeft: The runtime takes no more items.
             Unknown: It could not encode one.
         """
         if self._sure_bytes > 0 and not self._waiting and self._failure is None:
-            # Where most tokens pass.
+            # The hot path of most tokens.
             COALESCED.chunks_in += 1
             self._send_now(wire)
             return False
@@ -113,7 +113,7 @@ class Outlet:
         return self.is_full
 
     def _put(self, wire: dict[str, Any]) -> None:
-        """Let an item wait to be sent."""
+        """Queue an item."""
         COALESCED.chunks_in += 1
         with self._lock:
             self._count += 1
@@ -128,7 +128,7 @@ class Outlet:
         if self._failure is not None:
             kind, message = self._failure
             if kind is Unknown:
-                # An error item follows, in the place of what came behind.
+                # An error item follows, instead of the items after it.
                 with self._lock:
                     self._failure = None
                     self._take()
@@ -144,7 +144,7 @@ class Outlet:
             _threads.start(self._drain)
 
     async def room(self) -> None:
-        """Wait until the thread has taken what waits."""
+        """Wait until the thread has taken the queued items."""
         room = asyncio.get_running_loop().create_future()
         with self._lock:
             if not self._is_draining:
@@ -154,7 +154,7 @@ class Outlet:
 
     async def finish(self, last: dict[str, Any] | None = None) -> None:
         """
-        Send what waits, then *last*; return when the runtime has taken it, or takes no more.
+        Send the queued items, then *last*; return when the runtime has taken it, or takes no more.
 
         Raises:
             Unknown: An item could not be encoded.
@@ -168,11 +168,11 @@ class Outlet:
             self._check_failure()
 
     def close(self) -> None:
-        """End the stream, for the client too."""
+        """End the stream, also for the client."""
         self._sender.close()
 
     def _drain(self) -> None:
-        """Send what waits, in a thread, until nothing does."""
+        """Send the queued items, in a thread, until none are left."""
         while True:
             with self._lock:
                 wires = self._take()
@@ -211,7 +211,7 @@ class Outlet:
 
 
 def _merge(first: dict[str, Any], wire: dict[str, Any]) -> bool:
-    """Add *wire* to *first* and return True, where both are plain chunks of one answer."""
+    """If both are plain chunks of one answer, add *wire* to *first* and return True."""
     keys = first.keys()
     if not (keys == wire.keys() <= _MERGED and first.get("index") == wire.get("index")):
         return False
@@ -222,7 +222,7 @@ def _merge(first: dict[str, Any], wire: dict[str, Any]) -> bool:
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
-    """Wake what waits on another thread's event loop, which may be closed."""
+    """Wake a waiter in another thread's event loop, which may be closed."""
 
     def wake() -> None:
         if not waiter.done():
@@ -233,7 +233,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 class _Threads:
-    """Daemon threads, one more whenever all are busy: one that is blocked holds up no other."""
+    """Daemon threads, one more whenever all are busy, so that a blocked one delays no other."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()

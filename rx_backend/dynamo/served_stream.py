@@ -1,4 +1,4 @@
-"""One request as the runtime pulls it, or has it pushed."""
+"""One request that the runtime pulls, or that is pushed to it."""
 
 from __future__ import annotations
 
@@ -20,41 +20,39 @@ __all__ = ("Inside", "ServedStream", "alone")
 
 Inside: TypeAlias = Callable[[Any, Callable[[Exception], None]], AbstractContextManager[object]]
 """
-What a request is served inside of: made from the runtime's context, and a function that ends the
+Makes the context manager around a request, from the runtime's context and a function that ends the
 request with an error.
 """
 
-# An engine that has items ready leaves the event loop to others after so many, or so long.
+# An engine with items ready yields the event loop to others after so many, or so long.
 _AT_A_TURN: Final = 32
 _TURN_S: Final = 0.001
-# How many turns a request needs from its arrival to its beginning, at most.
+# The maximum number of turns from a request's arrival to its start.
 _TURNS_TO_BEGIN: Final = 3
 
 
 class ServedStream(AsyncIterator[dict[str, Any]]):
     """
-    One request's items for the runtime, and everything that the request holds.
+    One request's items for the runtime, and the resources that the request holds.
 
-    A kill by the runtime (a client that is gone is one) closes it at once, whatever it waits for:
-    the engine's set-up, the next item, or the runtime's next pull. So does the loss of the last
-    reference, in any thread. Neither waits for the garbage collector. On a decode worker a kill
-    leaves a pull that waits for the first token its time, since an abort does so too (row A4).
+    A kill by the runtime (a disconnect is one) closes it at once, whatever it waits for: the
+    engine's set-up, the next item, or the runtime's next pull. So does dropping the last reference,
+    in any thread. Neither waits for the garbage collector. On a decode worker a kill lets a pull
+    wait for the first token, as an abort does (row A4). If items are pushed, the runtime pulls
+    once, and gets no item.
 
-    Where items are pushed, the runtime pulls once, and gets no item.
-
-    It is no asynchronous generator: the task of a generator's pull refers to the generator for as
-    long as the task lives, and an engine whose frame holds that task (``asyncio.timeout`` does)
-    would keep its own stream alive.
+    It is not an async generator: the task of a generator's pull refers to the generator, and an
+    engine whose frame holds that task (``asyncio.timeout`` does) would keep its own stream alive.
 
     Args:
         context: The runtime's context of the request.
         open: Starts the request, with our context.
-        inside: Entered before anything else, on the event loop; left when the request is over. Its
-            function is :meth:`fail`, and does not keep the stream alive.
+        inside: Makes the context manager around the request, which is entered first, on the event
+            loop. Its function is :meth:`fail`, and does not keep the stream alive.
         decode: Whether this worker decodes for a prefill peer.
-        arriving: The requests that have come and not begun, of all streams of a handler. A stream
-            whose engine never waits leaves the event loop to them.
-        outlet: Where items are pushed; without one they are returned, one for each pull.
+        arriving: The handler's requests that have arrived but not started. A stream whose engine
+            never waits yields the event loop to them.
+        outlet: Pushes the items; without one each pull returns one.
     """
 
     __slots__ = (
@@ -112,7 +110,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         return self
 
     async def __anext__(self) -> dict[str, Any]:
-        """Return the next item; where items are pushed, push all of them, and end."""
+        """Return the next item; if items are pushed, push all of them, and end."""
         self._is_pulling = True
         outlet = self._outlet
         try:
@@ -138,14 +136,14 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             raise
         finally:
             self._is_pulling = False
-        # When the client sees the end, everything is released.
+        # Everything is released before the client sees the end.
         self.close()
         if outlet is not None:
             outlet.close()
         raise StopAsyncIteration
 
     async def _pull(self) -> dict[str, Any] | None:
-        """Return the next item that is sent, at the end that of a failure, then None."""
+        """Return the next item to send; after a failure its error item, and None at the end."""
         while self._stream is not None:
             try:
                 wire = self._wire(await anext(self._stream))
@@ -157,9 +155,9 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
 
     async def _push(self, outlet: Outlet) -> None:
         """
-        Push the items: one that had to be waited for at once, those that were ready together.
+        Push the items: at once after a wait, and those that were ready together in one turn.
 
-        Behind its first item a request leaves the event loop to others, for theirs.
+        After its first item a request yields the event loop to others, for theirs.
         """
         stream: ResponseStream[object] | None = self._stream
         waits, ready, turn_ends = -1, 0, 0.0
@@ -187,7 +185,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         await outlet.finish(self._failed_item())
 
     async def _leave_turn(self) -> None:
-        """Leave the event loop to others, and to requests that have come until they have begun."""
+        """Yield the event loop to others, and to arriving requests until they have started."""
         await asyncio.sleep(0)
         for _ in range(_TURNS_TO_BEGIN):
             if not self._arriving:
@@ -195,15 +193,15 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             await asyncio.sleep(0)
 
     def _failed_item(self) -> dict[str, Any] | None:
-        """Return the last item of a request that :meth:`fail` has ended, once."""
+        """Return the error item of a request that :meth:`fail` has ended, once."""
         failure, self._failure = self._failure, None
         return None if failure is None else _failed_item(failure)
 
     def _wire(self, item: object) -> dict[str, Any] | None:
         """
-        Return the item as it is sent; None for one of a decode worker, before its token, after a kill.
+        Return the wire form of the item; None on a killed decode worker before its first token.
 
-        What pulls has no variable for it: the traceback of an error item leads there.
+        The pulling frame has no variable for the item: an error item's traceback refers to it.
         """
         if not self._has_token:
             if self._is_killed:
@@ -238,7 +236,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             self._stream = stream
 
     def _end_killed(self) -> None:
-        """Close, but let a pull for the first token of a decode worker go on to it."""
+        """Close, but on a decode worker let a pull continue up to the first token."""
         self._is_killed = True
         if self._has_token or not self._is_pulling or self._bridge is None:
             self.close()
@@ -255,7 +253,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             self.close()
 
     def close(self) -> None:
-        """Release everything without waiting, on the event loop; harmless when called twice."""
+        """Release everything without waiting, on the event loop. Idempotent."""
         if self.is_over:
             return
         self.is_over = True
@@ -266,7 +264,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             if bridge is None:
                 return
             self._left.callback(bridge.close)
-            # A stream that is dropped makes no abort any more, so a last signal comes first.
+            # A dropped stream no longer causes an abort, so a pending signal is applied first.
             bridge.refresh()
             if stream is not None:
                 stream.close()
@@ -274,7 +272,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
                 task.cancel()
 
     async def aclose(self) -> None:
-        """Release everything; what closing the engine's stream waits for goes on in a task."""
+        """Release everything; closing the engine's stream continues in a task if it waits."""
         self.close()
 
     def __del__(self, defer: Callable[..., None] = defer_to_loop) -> None:
@@ -288,10 +286,10 @@ def _failed_item(error: Exception) -> dict[str, Any]:
 
 
 def alone(*_: object) -> AbstractContextManager[None]:
-    """Serve a request inside of nothing."""
+    """Do nothing around a request."""
     return nullcontext()
 
 
 def _is_cancelled_elsewhere(task: asyncio.Task[Any] | None) -> bool:
-    """Take back our cancellation of *task*; return whether there is another one."""
+    """Undo our cancellation of *task*; return whether there is another one."""
     return task is not None and task.uncancel() > 0

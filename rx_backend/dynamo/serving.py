@@ -1,4 +1,4 @@
-"""An adapter as a handler of the runtime's endpoints."""
+"""An adapter as a handler for the runtime's endpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rx_backend.stream import ResponseStream
 __all__ = ("Handler", "serving")
 
 Handler: TypeAlias = Callable[..., AsyncIterator[dict[str, Any]]]
-"""What ``endpoint.serve_endpoint`` takes; called with a request, its context and ``response_sender``."""
+"""A handler for ``serve_endpoint``; called with a request, its context and ``response_sender``."""
 
 
 def serving(
@@ -32,27 +32,26 @@ def serving(
     Return the handler with which the runtime serves an adapter.
 
     Use it as ``await endpoint.serve_endpoint(serving(adapter))``. Every request becomes a stream of
-    the adapter. Its items are pushed where the runtime passes a ``response_sender`` (1.6), and
-    pulled where it does not. A client that disconnects, and a stop or a kill by the runtime, reach
-    the engine as at most one ``abort`` (row A2). A kill, which a disconnect is, closes the stream at
-    once.
+    the adapter. Its items are pushed if the runtime passes a ``response_sender`` (1.6), otherwise
+    pulled. A disconnect, a stop and a kill by the runtime reach the engine as at most one ``abort``
+    (row A2). A kill, which a disconnect also is, closes the stream at once.
 
-    Errors go out as items with their kind, all nine of them; a request that is none is answered by
-    an `InvalidArgument` item (rows S5, S6). Clients take an instance out of their routing when they
-    get one of `EngineShutdown`, and may send the request elsewhere.
+    Errors are sent as items with their kind, one of nine; an invalid request gets an
+    `InvalidArgument` item (rows S5, S6). After an `EngineShutdown` item, clients stop routing to
+    the instance and may send the request elsewhere.
 
-    Health probes are answered as by `JsonProbeAdapter`, by one item: the runtime looks at the first
-    only, and an engine that fails after its first token is not healthy (row H2).
+    Health probes get one item, as from `JsonProbeAdapter`: the runtime checks the first only, and
+    an engine that fails after its first token is not healthy (row H2).
 
     Args:
         adapter: What serves the requests.
-        coalesce: Whether plain chunks of an answer that the engine has ready without a wait in
-            between are pushed as one. The first token goes out at once, and nothing is held back.
-        inside: What a request is served inside of, made from the runtime's context and a function
-            that fails the request: to count requests, to refuse one by raising, which fails the
-            request as it is, or to end one with an error of its own.
-        context_length: Returns the most tokens that a prompt may have, None for any number. A longer
-            one is an `InvalidArgument`: the frontend itself does not check.
+        coalesce: Whether to merge plain chunks of an answer that the engine yields without waiting
+            in between. The first token is sent at once, and nothing is delayed.
+        inside: Makes a context manager around each request, from the runtime's context and a
+            function that fails the request. With it you can count requests, reject one by raising,
+            or end one with another error.
+        context_length: Returns the maximum of a prompt's tokens, or None for no limit. A longer
+            prompt is an `InvalidArgument`; the frontend does not check it.
     """
     probes = JsonProbeAdapter(adapter.with_operators(_verdict()))
     decode = adapter.mode.is_decode
@@ -77,7 +76,7 @@ def serving(
 async def _verdict(
     source: FusedRun[Annotated[LLMEngineOutput]],
 ) -> AsyncGenerator[Annotated[LLMEngineOutput]]:
-    """Hand out the first item that says that the engine failed, else the last one."""
+    """Yield the first item of a failure, otherwise the last one."""
     item = None
     async for item in source:
         reason = None if item.data is None else item.data.finish_reason
@@ -95,18 +94,18 @@ async def _open_stream(
     context: Any,
 ) -> ResponseStream[Any]:
     """
-    Start a request that came over the wire.
+    Start a request from the wire.
 
     Args:
         adapter: Serves ordinary requests.
         probes: Serves health probes.
-        request: As it arrived.
-        limit: The most tokens that its prompt may have.
+        request: The request's wire form.
+        limit: The maximum of the prompt's tokens.
         context: Our context for it.
 
     Raises:
-        InvalidArgument: *request* is none, which names the field and what was expected, or its
-            prompt is too long.
+        InvalidArgument: *request* is not a valid request (the message names the field and what was
+            expected), or its prompt is too long.
         BackendError: The engine's set-up failed.
     """
     if not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,4 +1,4 @@
-"""Items as the runtime takes them: plain data that it can encode."""
+"""Items in the form that the runtime takes: plain data that it can encode."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ("wire_item",)
 
 def wire_item(item: object) -> dict[str, Any]:
     """
-    Return an item of a stream as the runtime's handlers yield it.
+    Return an item of a stream in the form that handlers of the runtime yield.
 
-    An item with nothing but data goes out as its data; the runtime puts the envelope around it.
+    An item that has only data is sent as its data; the runtime adds the envelope.
     """
     if isinstance(item, Annotated):
         typed = cast("Annotated[object]", item)
@@ -26,22 +26,22 @@ def wire_item(item: object) -> dict[str, Any]:
             return {"_dynamo_annotated": True, **_encodable(to_builtins(typed))}
         item = typed.data
     if isinstance(item, LLMEngineOutput) and item.finish_reason is None and item.unknown is None:
-        # Fields that are null would come out as they went in, at the price of a crossing for each.
+        # Null fields have no effect, but each would cost a crossing into Rust.
         wire: dict[str, Any] = msgspec.to_builtins(item)
         if "token_ids" not in wire:
             wire["token_ids"] = []
-        # Most chunks have nothing else, and need no second look.
+        # Most chunks have nothing else, and need no further check.
         return wire if len(wire) == 1 else _encodable(wire)
-    # Its unknown fields have names of the engine's own.
+    # The names of its unknown fields are the engine's.
     return _encodable({encodable_data(name): value for name, value in to_builtins(item).items()})
 
 
 def _encodable(wire: dict[str, Any]) -> dict[str, Any]:
     """
-    Replace, in place, what UTF-8 has no bytes for: a surrogate without its other half.
+    Replace, in place, lone surrogates, which UTF-8 can't encode.
 
-    A detokenizer that cuts a character in two makes such text, and the runtime would fail the
-    request. Two halves that are together become their character.
+    A detokenizer that splits a character yields them, and the runtime would fail the request. A
+    pair of surrogates becomes its character.
     """
     for name, value in wire.items():
         if name != "token_ids" and (type(value) is str or type(value) in _NESTED):

@@ -1,5 +1,5 @@
 """
-Engines, and what engines of one's own are made with.
+Engines, and the parts for your own.
 
 - ``SampleEngine`` and ``SimulatedEngine`` need no model, accelerator or network.
 - ``iterate_in_thread``, ``ThreadInbox`` and ``StepThread`` turn a blocking iterator, callbacks on

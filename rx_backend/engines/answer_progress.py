@@ -1,4 +1,4 @@
-"""How far the answers to one request have come."""
+"""The progress of the answers to one request."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ("AnswerProgress",)
 
 class AnswerProgress:
     """
-    The tokens of each answer of a request so far, and which have ended.
+    The tokens of each answer of a request so far, and which answers have ended.
 
     Args:
         request: The request.
 
     Attributes:
-        answers: Which answers have their terminal.
-        made: The tokens of each answer that has begun.
+        answers: The answers, and which have their terminal.
+        made: The tokens of each answer that has started.
     """
 
     __slots__ = ("_count", "_prompt_tokens", "answers", "made")
@@ -36,19 +36,19 @@ class AnswerProgress:
         self.made: Counter[int] = Counter()
 
     def add(self, chunk: object) -> None:
-        """Note a chunk that is handed out, whatever its form."""
+        """Count a chunk that is yielded, in any form."""
         answer = answer_in(chunk)
         self.made[answer] += tokens_in(chunk)
         if is_terminal(chunk):
             self.answers.end(answer)
 
     def is_open(self, answer: int) -> bool:
-        """Return whether *answer* is one that was asked for, and lacks its terminal."""
+        """Return whether *answer* was requested and has no terminal yet."""
         return 0 <= answer < self._count and answer not in self.answers.ended
 
     @property
     def open(self) -> list[int]:
-        """The answers without a terminal in order, those that have not begun among them."""
+        """The answers without a terminal in order, including those that have not started."""
         missing = [answer for answer in range(self._count) if answer not in self.made]
         answers = [*self.made, *missing[: max(0, self._count - len(self.made))]]
         return sorted(set(answers) - self.answers.ended)
@@ -58,11 +58,11 @@ class AnswerProgress:
         return answer if answer or self._count > 1 else None
 
     def usage(self, answer: int) -> CompletionUsage:
-        """Return what *answer* cost so far."""
+        """Return the usage of *answer* so far."""
         return usage(self._prompt_tokens, self.made[answer])
 
     def cancelled(self) -> list[LLMEngineOutput]:
-        """Return the terminal of each answer that is open, with what it cost so far (row E4)."""
+        """Return a terminal for each open answer, with its usage so far (row E4)."""
         return [self._cancelled(answer) for answer in self.open]
 
     def _cancelled(self, answer: int) -> LLMEngineOutput:

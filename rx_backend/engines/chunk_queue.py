@@ -1,4 +1,4 @@
-"""A request's chunks on their way from wherever they are made to the one consumer of its stream."""
+"""A queue of a request's chunks, from their producer to the stream's one consumer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ __all__ = ("ChunkQueue",)
 
 class ChunkQueue:
     """
-    Chunks that wait for the consumer, which enters the queue as a context manager and iterates over it.
+    A queue of chunks for the consumer, which enters it as a context manager and iterates over it.
 
     Once the request is stopped, each open answer gets a ``cancelled`` terminal with its usage, and
-    these are the last items (row E4); in decode mode a stop counts after the first token only (row A4).
-    The queue belongs to its event loop; other threads may read :attr:`is_full` and :attr:`is_left`.
+    these are the last items (row E4); in decode mode a stop takes effect after the first token (row
+    A4). The queue belongs to its event loop; other threads may read :attr:`is_full` and
+    :attr:`is_left`.
 
     Args:
         request: The request, for the usage.
         context: Its context, whose stop ends the stream.
-        ahead: How many chunks may wait before the queue counts as full.
-        on_change: Called in the loop when there is room again, at a stop, and when the consumer leaves.
+        ahead: The number of waiting chunks at which the queue is full.
+        on_change: Called in the loop when there is room again, at a stop, and when the consumer
+            exits.
 
     Attributes:
-        is_left: Whether the consumer has left the context: what comes now is of no use.
-        sent: How many chunks were sent to it, counted by the producer.
+        is_left: Whether the consumer has exited the context, so that new chunks are useless.
+        sent: How many chunks were sent, counted by the producer.
     """
 
     __slots__ = (
@@ -63,22 +65,22 @@ class ChunkQueue:
         self._unlisten: Callable[[], None] = _nothing
         self._taken = 0
         self._has_begun = False
-        # What is still to be handed out once the request is stopped.
+        # The chunks still to be yielded once the request is stopped.
         self._last: list[LLMEngineOutput] | None = None
         self.is_left = False
         self.sent = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether as many chunks wait as may."""
+        """Whether *ahead* chunks wait."""
         return self.sent - self._taken >= self._ahead
 
     def receive(self, chunk: LLMEngineOutput) -> None:
-        """Pass a chunk on to the consumer."""
+        """Pass a chunk to the consumer."""
         self._box.put(chunk)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the stream behind the chunks that wait, with *error* if there is one."""
+        """End the stream after the waiting chunks, with *error* if there is one."""
         self._box.end(error)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a prefill engine hands to its decode peer, without a KV cache to move."""
+"""The hand-off from a prefill engine to its decode peer, without a KV cache."""
 
 from __future__ import annotations
 

@@ -21,17 +21,17 @@ async def iterate_in_thread(
     ahead: int = 16,
 ) -> AsyncGenerator[LLMEngineOutput]:
     """
-    Iterate over ``make()`` in a thread of its own, and yield its chunks.
+    Iterate over ``make()`` in a new thread, and yield its chunks.
 
-    For engines whose library gives a blocking iterator, such as a plain generator. The thread is at
-    most *ahead* chunks ahead of the consumer. Once the request is stopped, each open answer gets a
-    ``cancelled`` terminal, and these are the last items (row E4), at once, even if the iterator blocks.
-    After a stop or a drop the thread closes the iterator and ends, as soon as the iterator has returned
-    the chunk that it is making. An error of the iterator is raised behind its chunks.
+    For engines whose library returns a blocking iterator, such as a plain generator. The thread is
+    at most *ahead* chunks ahead of the consumer. Once the request is stopped, each open answer gets
+    a ``cancelled`` terminal, and these are the last items (row E4), at once, even if the iterator
+    blocks. After a stop or a drop the thread closes the iterator and ends, as soon as the iterator
+    has returned its current chunk. An error of the iterator is raised after its chunks.
 
     Args:
-        make: Returns the chunks, the last of them a terminal; called in the thread, with the context
-            variables of the first pull.
+        make: Returns the iterator of chunks, the last one a terminal; called in the thread, with
+            the context variables of the first pull.
         request: The request, for its answers and their usage.
         context: Its context.
         ahead: How many chunks may wait for the consumer.

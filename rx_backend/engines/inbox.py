@@ -22,10 +22,10 @@ class ThreadInbox:
     """
     Carries one request's chunks from other threads to its stream.
 
-    For engines that call back on threads of their own: enter an inbox in ``generate``, :meth:`put`
-    chunks in the callback, and iterate over the inbox. Once the request is stopped, each open answer
-    gets a ``cancelled`` terminal, and these are the last items (row E4). After a stop or a drop
-    :meth:`put` returns False.
+    For engines that call back on their own threads: enter an inbox in ``generate``, :meth:`put`
+    chunks in the callback, and iterate over the inbox. Once the request is stopped, each open
+    answer gets a ``cancelled`` terminal, and these are the last items (row E4). After a stop or a
+    drop :meth:`put` returns False.
 
     Args:
         request: The request, for its answers and their usage.
@@ -69,17 +69,17 @@ class ThreadInbox:
 
     @property
     def is_left(self) -> bool:
-        """Whether the consumer has left, by a stop, a drop or at the end."""
+        """Whether the consumer has exited, by a stop, a drop or at the end."""
         return self._queue.is_left
 
     def put(self, chunk: LLMEngineOutput) -> bool:
         """
-        Pass a chunk on; wait while there is no room.
+        Pass a chunk to the consumer; wait while there is no room.
 
-        For any thread but the event loop's, which it would block for ever.
+        For any thread except the event loop's, which it would block forever.
 
         Returns:
-            Whether the consumer is there; if not, the chunk is dropped and the request is over.
+            Whether the consumer still reads; if not, the chunk is dropped and the request is over.
 
         Raises:
             RuntimeError: There is no room, and this is the event loop's own thread.
@@ -100,9 +100,9 @@ class ThreadInbox:
 
     def end(self, error: BaseException | None = None) -> None:
         """
-        End the stream behind what was put, with *error* if there is one; in any thread.
+        End the stream after what was put, with *error* if there is one. Thread-safe.
 
-        What is no ``Exception`` ends the stream as `Unknown`: raised in the event loop,
+        Anything but an ``Exception`` ends the stream with `Unknown`: raised in the event loop,
         ``SystemExit`` would end the process.
         """
         if error is not None and not isinstance(error, Exception):
@@ -124,6 +124,6 @@ class ThreadInbox:
             self._room.notify_all()
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        # A loop that is closed has no consumer.
+        # A closed loop has no consumer.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)

@@ -1,4 +1,4 @@
-"""What an engine with a model checks before it takes a request; each failure names the field."""
+"""Checks of a request for engines with a model; each failure names the field."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = (
 )
 
 GREEDY_BELOW: Final = 1e-5
-"""A temperature below this is 0: logits divided by less overflow the 32 bits that they have."""
+"""A temperature below this counts as 0: dividing 32-bit logits by it would overflow."""
 
-# Values with which an option changes nothing, so that any engine honours it.
+# Values at which an option has no effect, so that any engine honours it.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "sampling_options.n": (1,),
     "sampling_options.best_of": (1,),
@@ -38,7 +38,7 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "sampling_options.length_penalty": (1,),
 }
 
-# Outside of these an option means nothing, and what engines make of it is nonsense.
+# The valid ranges: outside of them engines produce nonsense.
 _RANGES: Final[dict[str, Callable[[str, object], object]]] = {
     "presence_penalty": number,
     "frequency_penalty": number,
@@ -49,7 +49,7 @@ _RANGES: Final[dict[str, Callable[[str, object], object]]] = {
     "min_p": fraction,
 }
 
-# Who detokenizes honours these: the frontend, or the operator `stop_on_text`.
+# Honoured by whoever detokenizes: the frontend, or the operator `stop_on_text`.
 _OF_THE_TEXT: Final = frozenset(
     {
         "sampling_options.include_stop_str_in_output",
@@ -61,7 +61,7 @@ _OF_THE_TEXT: Final = frozenset(
     }
 )
 
-# What `output_tokens` and `stop_token_ids` do for every engine.
+# Honoured by `output_tokens` and `stop_token_ids` for every engine.
 _SHARED: Final = frozenset(
     f"stop_conditions.{name}"
     for name in (
@@ -85,11 +85,11 @@ def check_prompt(
 
     Args:
         request: The request.
-        context_length: Maximum of prompt and output together, in tokens; None if nobody knows.
-        vocab_size: Token ids are below this; None if nobody knows.
+        context_length: Maximum of prompt and output together, in tokens; None if unknown.
+        vocab_size: Token ids are below this; None if unknown.
 
     Raises:
-        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids that are no
+        InvalidArgument: The prompt is empty, leaves no room for a token, or has ids that are not
             ``int`` or out of range.
     """
     ids = request.token_ids
@@ -102,7 +102,7 @@ def check_prompt(
         )
     kinds = set(map(type, ids))
     if kinds != {int}:
-        # vLLM's core takes a bool and never answers any request again.
+        # vLLM's core accepts a bool, and never answers any request again.
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise InvalidArgument(f"token_ids: ids must be int, got {names}")
     low, high = min(ids), max(ids)
@@ -124,7 +124,7 @@ def max_tokens(request: PreprocessedRequest, default: int) -> int:
 
 def output_tokens(request: PreprocessedRequest, context_length: int) -> int:
     """
-    Return how many tokens may be generated: ``max_tokens``, and no more than there is room for.
+    Return how many tokens may be generated: ``max_tokens``, limited by the context.
 
     Raises:
         InvalidArgument: ``stop_conditions.max_tokens`` is below 1.
@@ -135,7 +135,7 @@ def output_tokens(request: PreprocessedRequest, context_length: int) -> int:
 
 def stop_token_ids(request: PreprocessedRequest, end_ids: Collection[int]) -> frozenset[int]:
     """
-    Return the token ids that end the answer: those of *request*, and the model's unless it ignores them.
+    Return the token ids that end the answer: the request's, and the model's unless it ignores them.
 
     Args:
         request: The request.
@@ -144,27 +144,27 @@ def stop_token_ids(request: PreprocessedRequest, end_ids: Collection[int]) -> fr
     stop = request.stop_conditions
     given = (stop.stop_token_ids, stop.stop_token_ids_visible, stop.stop_token_ids_hidden)
     asked = frozenset(token_id for ids in given if ids for token_id in ids)
-    # The frontend puts the model's end of text among the hidden ones.
+    # The frontend adds the model's end of text to the hidden ones.
     end = frozenset((*end_ids, *request.eos_token_ids))
     return asked - end if stop.ignore_eos else asked | end
 
 
 def check_options(engine: str, request: PreprocessedRequest, honoured: Collection[str]) -> None:
     """
-    Refuse what an engine can't honour, instead of dropping it silently, and what is out of range.
+    Reject options that an engine can't honour, instead of ignoring them, or that are out of range.
 
     Options that are None or have no effect, such as ``n=1``, are always accepted. So are those that
-    `output_tokens` and `stop_token_ids` read, and those of the text, such as stop strings: the
-    frontend or `operators.stop_on_text` handles them.
+    `output_tokens` and `stop_token_ids` read, and those about text, such as stop strings, which the
+    frontend or `operators.stop_on_text` handles.
 
     Args:
         engine: The engine's name, for the message.
         request: The request.
-        honoured: The options that it does honour, as ``sampling_options.top_k``; an input other than
-            tokens by its field's name, as ``prompt_embeds``.
+        honoured: The options that the engine honours, such as ``sampling_options.top_k``; inputs
+            other than tokens by their field, such as ``prompt_embeds``.
 
     Raises:
-        InvalidArgument: There are others; the message names each of them. Or one is out of range.
+        InvalidArgument: There are other options (the message names them), or one is out of range.
 
     >>> request = PreprocessedRequest(token_ids=[1], sampling_options={"seed": 7, "n": 1})
     >>> check_options("MyEngine", request, {"sampling_options.temperature"})
@@ -182,7 +182,7 @@ def check_options(engine: str, request: PreprocessedRequest, honoured: Collectio
 
 def check_one_answer(request: PreprocessedRequest) -> None:
     """
-    Refuse a request for several answers, which would end without the terminals of all but one.
+    Reject a request for several answers, of which all but one would have no terminal.
 
     Raises:
         InvalidArgument: ``sampling_options.n`` is above 1.
@@ -197,13 +197,13 @@ def check_one_answer(request: PreprocessedRequest) -> None:
 
 
 def _requested(request: PreprocessedRequest) -> Iterator[str]:
-    """Yield the names of what a request asks for beside tokens."""
+    """Yield the names of the options that a request sets."""
     for name in _INPUTS:
         if getattr(request, name) is not None:
             yield name
     for group in _GROUPS:
         options: Struct = getattr(request, group)
-        # `msgspec.structs.fields` would evaluate the annotations anew, which takes 2 ms.
+        # `msgspec.structs.fields` would evaluate the annotations again, which takes 2 ms.
         for field in options.__struct_fields__:
             name = f"{group}.{field}"
             value = getattr(options, field)

@@ -24,11 +24,11 @@ class SampleEngine(LLMEngine):
     """
     Yield token ids 0, 1, 2, ..., one per chunk and interval, starting over at *vocab_size*.
 
-    The last token's chunk is the terminal: `length`, with the usage. A stop wakes the stream at once
-    and ends it with `cancelled` and the usage so far (row E4). In prefill mode the only chunk is the
-    terminal, with the first token and the hand-off. In decode mode the hand-off is checked, a stop
-    counts only after the first token, as an earlier end would orphan the prefill peer's transfer,
-    and the tokens are those of an aggregated run.
+    The last token's chunk is the terminal: `length`, with the usage. A stop wakes the stream at
+    once and ends it with `cancelled` and the usage so far (row E4). In prefill mode the only chunk
+    is the terminal, with the first token and the hand-off. In decode mode the hand-off is checked,
+    a stop takes effect after the first token, as an earlier end would orphan the prefill peer's
+    transfer, and the tokens are those of an aggregated run.
 
     Args:
         model: Model name to announce.
@@ -73,7 +73,7 @@ class SampleEngine(LLMEngine):
 
         Raises:
             InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
-                1, or decode mode's hand-off does not fit.
+                1, or decode mode's hand-off is invalid.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:

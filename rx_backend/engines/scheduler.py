@@ -1,8 +1,8 @@
 """
-Continuous batching in simulated time: what runs in a step, how long it takes, what gets a token.
+Continuous batching in simulated time: what runs in a step, its duration, who gets a token.
 
-One task per scheduler goes from step to step while there is work. It never waits for a consumer: a
-token is one increment of a counter, plus one future if its consumer waits.
+One task per scheduler runs steps while there is work. It never waits for a consumer: a token is one
+increment of a counter, plus one future if its consumer waits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Scheduler:
     """
     The batch, the queue before it, and the one task that steps through them.
 
-    A step takes up to *prefill_chunk_tokens* of waiting prompts, oldest first, beside one token for
-    every decoding sequence. A prompt that is finished in a step yields its first token at the end of
-    that step.
+    A step reads up to *prefill_chunk_tokens* of waiting prompts, oldest first, and generates one
+    token for every decoding sequence. A prompt that is finished in a step yields its first token at
+    the end of that step.
 
     Args:
-        timing: What a step costs.
+        timing: The duration of a step.
         max_batch: Maximum of sequences in the batch.
         prefill_chunk_tokens: Maximum of prompt tokens in one step.
         kv_tokens: KV-cache size in tokens, None for no limit.
@@ -82,7 +82,7 @@ class Scheduler:
             await asyncio.wait((self._task,))
 
     async def shut(self, error: Callable[[], BackendError]) -> None:
-        """Stop stepping, and end every sequence with an *error* of its own. Idempotent."""
+        """Stop stepping, and end every sequence with its own *error*. Idempotent."""
         task, self._task = self._task, None
         if task is not None and not task.done() and task.get_loop().is_running():
             task.cancel()
@@ -105,7 +105,7 @@ class Scheduler:
                 await asyncio.sleep(due - loop.time())
                 self._deliver()
         except Exception as error:
-            # Consumers must not wait for a scheduler that has failed.
+            # Consumers must not wait for a failed scheduler.
             failure = error
             self._end_all(lambda: as_backend_error(failure))
 
@@ -124,7 +124,7 @@ class Scheduler:
             (self._prefilling if sequence.prompt_left else self._decoding).append(sequence)
 
     def _prefill(self) -> int:
-        """Spend this step's prompt budget on the oldest prompts; return how much is spent."""
+        """Spend this step's prompt budget on the oldest prompts; return how much was spent."""
         budget = self._chunk
         for sequence in self._prefilling:
             part = min(sequence.prompt_left, budget)
@@ -169,7 +169,7 @@ class Scheduler:
         return True
 
     def _advance_prefilled(self) -> None:
-        """Let finished prompts decode from this step on, and remove those that leave."""
+        """Move finished prompts to decoding, and remove sequences that were aborted or closed."""
         still: list[Sequence] = []
         for sequence in self._prefilling:
             if not sequence.prompt_left:

@@ -1,4 +1,4 @@
-"""What the scheduler of the simulated engine works with: requests, the cost of steps, load."""
+"""The data of the simulated engine's scheduler: requests, step durations, load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ("Load", "Sequence", "Timing")
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """What a step costs, in milliseconds: a base, per decoding sequence, per prompt token."""
+    """The duration of a step in ms: a base, per decoding sequence, per prompt token."""
 
     step_ms: float
     step_ms_per_sequence: float
@@ -28,7 +28,7 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 class Load(Struct, frozen=True, kw_only=True):
     """
-    What an engine is busy with at one moment.
+    An engine's current work.
 
     Attributes:
         waiting: Requests in the queue, outside the batch.
@@ -46,21 +46,20 @@ class Load(Struct, frozen=True, kw_only=True):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """
-    One request as the scheduler sees it.
+    One request in the scheduler.
 
-    The scheduler writes ``made``, ``ended`` and ``error``; the consumer reads them, and leaves a
-    future in ``waiter`` when there is nothing for it.
+    The scheduler writes ``made``, ``ended`` and ``error``; the consumer reads them, and waits for a
+    future in ``waiter`` if there is nothing new.
 
     Attributes:
         context: The request's context; a stop takes effect at the end of the step.
         prompt_left: Prompt tokens still to prefill; 0 if another worker did.
-        target: The count of tokens at which the next step settles the sequence: its end, or its
-            failure.
+        target: The count of tokens at which the next step ends the sequence, or fails it.
         kv_tokens: KV-cache space that it reserves while in the batch, in tokens.
-        patient: A stop waits for the first token, as an earlier end would orphan the transfer from
-            the prefill peer (row A4).
+        patient: Whether a stop waits for the first token, as an earlier end would orphan the
+            transfer from the prefill peer (row A4).
         made: Tokens so far.
-        leaving: It was aborted, or its stream was closed.
+        leaving: Whether it was aborted, or its stream was closed.
     """
 
     context: RequestContext
@@ -76,7 +75,7 @@ class Sequence:
     waiter: asyncio.Future[None] | None = None
 
     def fail_after(self, tokens: int, error: BackendError) -> None:
-        """Make the sequence end with *error* in place of the token after *tokens*."""
+        """Make the sequence fail with *error* instead of generating the token after *tokens*."""
         self.target = tokens + 1
         self.failure = error
 
@@ -87,7 +86,7 @@ class Sequence:
         return self.context.is_stopped and not (self.patient and self.made == 0)
 
     def end(self, error: BackendError | None = None) -> None:
-        """End the sequence; its consumer finds the tokens made, then the end."""
+        """End the sequence; its consumer gets the tokens made, then the end."""
         self.ended = True
         self.error = error
         self.wake()

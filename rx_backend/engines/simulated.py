@@ -1,4 +1,4 @@
-"""An engine that serves made-up tokens with realistic timing."""
+"""An engine that generates made-up tokens with realistic timing."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class SimulatedEngine(LLMEngine):
 
     A request queues while the batch is full, or while the KV cache has no room for its prompt and
     output. Stops, aborts and dropped streams take effect at the end of a step: the stream ends with
-    `cancelled`, and the slot is free for the next step. In decode mode a stop counts only after the
-    first token, and nothing is prefilled; in prefill mode the only chunk is the terminal.
+    `cancelled`, and the slot is free for the next step. In decode mode a stop takes effect after
+    the first token, and nothing is prefilled; in prefill mode the only chunk is the terminal.
 
-    Tokens, timing and failures depend on the parameters, the seed and the order of arrival alone.
-    The engine uses asyncio's clock, so it runs in virtual time too.
+    Tokens, timing and failures depend only on the parameters, the seed and the order of arrival.
+    The engine uses asyncio's clock, so it also runs in virtual time.
 
     Args:
         model: Model name to announce.
@@ -56,8 +56,8 @@ class SimulatedEngine(LLMEngine):
         step_ms: Base time of a step, in ms.
         step_ms_per_sequence: Added per sequence that decodes in the step, in ms.
         prefill_ms_per_token: Added per prompt token of the step, in ms.
-        prefill_chunk_tokens: Maximum of prompt tokens in a step. With a small one long prompts slow
-            decoding down less, but take longer themselves.
+        prefill_chunk_tokens: Maximum of prompt tokens in a step. With a low maximum, long prompts
+            slow down decoding less, but take longer themselves.
         kv_tokens: KV-cache size in tokens, None for no limit. A request reserves its prompt and its
             `max_tokens` while it runs.
         default_max_tokens: Tokens for a request without `stop_conditions.max_tokens`.
@@ -138,7 +138,7 @@ class SimulatedEngine(LLMEngine):
 
         Raises:
             InvalidArgument: `stop_conditions.max_tokens` is below 1, `sampling_options.n` is above
-                1, the request is larger than the KV cache, or decode mode's hand-off does not fit.
+                1, the request is larger than the KV cache, or decode mode's hand-off is invalid.
             EngineShutdown: The engine was cleaned up.
         """
         if self._shut:

@@ -11,7 +11,7 @@ from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequ
 __all__ = ("Outgoing", "StepScheduler", "StepSequence")
 
 Outgoing: TypeAlias = list[LLMEngineOutput | BaseException]
-"""What was sent in a step: chunks, and perhaps an error as the last."""
+"""The items sent in a step: chunks, and perhaps an error as the last one."""
 
 
 class StepSequence:
@@ -21,7 +21,7 @@ class StepSequence:
     Attributes:
         request: The request.
         context: Its context.
-        state: Whatever the scheduler keeps for it; at first what `StepThread.stream` was given.
+        state: The scheduler's own data; at first the argument of `StepThread.stream`.
         made: Tokens emitted so far.
     """
 
@@ -39,7 +39,7 @@ class StepSequence:
         self._outgoing: Outgoing = []
 
     def emit(self, chunk: LLMEngineOutput) -> None:
-        """Send a chunk; one with a finish reason gets the usage, and ends the sequence."""
+        """Send a chunk; one with a finish reason gets the usage and ends the sequence."""
         if self.is_over:
             raise RuntimeError("emit after the end of the sequence")
         self.made += len(chunk.token_ids)
@@ -54,19 +54,19 @@ class StepSequence:
         self.emit(LLMEngineOutput([token_id], finish_reason=finish_reason))
 
     def fail(self, error: BaseException) -> None:
-        """End the sequence with an error, behind what was sent."""
+        """End the sequence with an error, after what was sent."""
         if not self.is_over:
             self._outgoing.append(error)
             self.is_over = True
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody waits for more: the request was stopped or dropped (rows A4, E4)."""
+        """Whether the request was stopped or dropped (rows A4, E4)."""
         stopped = self.context.is_stopped and not (self.context.defers_abort and not self.made)
         return stopped or self.queue.is_left
 
     def take_outgoing(self) -> Outgoing:
-        """Return what was sent since the last call, and count it as sent."""
+        """Return what was emitted since the last call, and count it as sent."""
         outgoing, self._outgoing = self._outgoing, []
         self.queue.sent += len(outgoing)
         return outgoing
@@ -74,25 +74,25 @@ class StepSequence:
 
 class StepScheduler(Protocol):
     """
-    What an engine does in the thread of a :class:`StepThread`.
+    The work of an engine in the thread of a :class:`StepThread`.
 
-    A `Disconnected` that ``admit`` or ``step`` raises says that there is nothing left to step, as when
-    a process of the engine's has died: the thread ends, and is lost (row E7). So do eight steps in a
-    row that raise anything else, with none between them that does not.
+    If ``admit`` or ``step`` raises `Disconnected`, for example because a process of the engine has
+    died, the thread ends and the engine is lost (row E7). So it does if eight steps in a row raise
+    anything else.
     """
 
     def admit(self, sequence: StepSequence) -> None:
-        """Make room for a sequence that joins the batch; other errors end that sequence alone."""
+        """Make room for a sequence that joins the batch; other errors end only that sequence."""
         ...
 
     def step(self, sequences: list[StepSequence]) -> None:
         """
-        Run one step for these sequences, and emit what it makes.
+        Run one step for these sequences, and emit the results.
 
-        Those whose consumers lag are not among them. Other errors end all of these.
+        Sequences whose consumers lag are left out. Other errors end all sequences of the step.
         """
         ...
 
     def release(self, sequence: StepSequence) -> None:
-        """Free what an admitted sequence holds: it is over, or its consumer has left."""
+        """Free what an admitted sequence holds: it is over, or its consumer has exited."""
         ...

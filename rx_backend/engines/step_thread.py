@@ -1,4 +1,4 @@
-"""A scheduler on a thread of its own: several requests, one step at a time for all of them."""
+"""A scheduler in its own thread: several requests, with one step at a time for all of them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ("StepThread",)
 
 _MOST_FAILURES: Final = 8
 """
-So many steps in a row that fail, and none between them that does not, are no bad request any more.
+The number of failed steps in a row after which the thread ends.
 
-That one fails its own step, and the steps of others count anew. A device that is gone fails them all:
-without a limit its worker would stay in discovery and fail whatever it is sent.
+A bad request fails its own step, and the next success resets the count. A lost device fails all
+steps: without a limit its worker would stay in discovery and fail every request.
 """
 
 
 def _checked(scheduler: StepScheduler) -> StepScheduler:
-    """Return *scheduler*; what its thread could not call would leave requests without an end."""
+    """Return *scheduler*, checked: without a callable method requests would never end."""
     if isinstance(scheduler, type):
         raise InvalidArgument(f"scheduler: expected an object, got the class {scheduler!r}")
     for name in ("admit", "step", "release"):
@@ -47,21 +47,21 @@ def _checked(scheduler: StepScheduler) -> StepScheduler:
 
 class StepThread:
     """
-    Run a scheduler in a thread of its own, for many streams; make it in the event loop.
+    Run a scheduler in its own thread, for many streams; create it in the event loop.
 
-    Between two steps the thread releases sequences whose requests were stopped or dropped, and admits
-    waiting ones, the oldest first. A sequence whose consumer is *ahead* chunks behind is left out of
-    the steps until there is room. The event loop is woken once a step. The thread sleeps while there
-    is nothing to do.
+    Between two steps the thread releases sequences whose requests were stopped or dropped, and
+    admits waiting ones, the oldest first. A sequence with *ahead* chunks waiting for its consumer
+    is left out of the steps until there is room. The event loop is woken once per step. The thread
+    sleeps while there is nothing to do.
 
     Args:
-        scheduler: What to do in a step.
-        max_sequences: Most sequences in the batch; further ones wait.
+        scheduler: The work of a step.
+        max_sequences: Maximum of sequences in the batch; others wait.
         ahead: How many chunks of a sequence may wait for its consumer.
 
     Raises:
-        InvalidArgument: *max_sequences* or *ahead* is below 1, or *scheduler* lacks a method, or has
-            an async one.
+        InvalidArgument: *max_sequences* or *ahead* is below 1, or a method of *scheduler* is
+            missing or async.
 
     >>> import asyncio
     >>> from rx_backend import FinishReason, PreprocessedRequest, RequestContext
@@ -107,14 +107,14 @@ class StepThread:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for a place in it."""
+        """How many sequences wait for a place in the batch."""
         return len(self._waiting)
 
     async def stream(
         self, request: PreprocessedRequest, context: RequestContext, *, state: Any = None
     ) -> AsyncGenerator[LLMEngineOutput]:
         """
-        Queue a request and yield its chunks, to the terminal.
+        Queue a request and yield its chunks up to the terminal.
 
         Args:
             request: The request.
@@ -122,10 +122,10 @@ class StepThread:
             state: The first `StepSequence.state`.
 
         Raises:
-            EngineShutdown: The thread was closed, before or meanwhile.
-            Disconnected: It has ended by itself (row E7).
+            EngineShutdown: The thread was closed.
+            Disconnected: The thread has ended by itself (row E7).
             BackendError: The scheduler failed.
-            RuntimeError: The event loop is not the one that the thread was made in.
+            RuntimeError: The thread was created in another event loop.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("the engine was started in another event loop")
@@ -176,11 +176,11 @@ class StepThread:
             self._changed.notify()
 
     def _why_ended(self) -> BackendError:
-        # One of its own for each: raising it writes to it.
+        # A new one for each: raising an error changes it.
         return copy(self._failure) if self._failure else EngineShutdown("the engine was cleaned up")
 
     def _end_streams(self) -> None:
-        """End what is open once the thread has ended, whatever it was doing with it."""
+        """End all open streams once the thread has ended."""
         for queue in self._open:
             queue.end(self._why_ended())
         if not self._ended.done():
@@ -197,7 +197,7 @@ class StepThread:
         except Disconnected as error:
             self._failure = error
         except BaseException as error:
-            # Raised in the event loop, `SystemExit` or the like would end the process.
+            # Raised in the event loop, `SystemExit` and the like would end the process.
             self._failure = Disconnected(f"the step thread has ended: {error!r}")
         with self._changed:
             self._is_closing = True
@@ -211,7 +211,7 @@ class StepThread:
             self._call(self._end_streams)
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is something to do; return whether to go on."""
+        """Wait until there is something to do; return whether to continue."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_work())
             if not (self._active or self._waiting):
@@ -258,11 +258,11 @@ class StepThread:
             self._failures = 0
 
     def _settle(self) -> None:
-        """Release the sequences that are over or whose consumers have left, then send what was made."""
+        """Release sequences that are over or whose consumers have exited, then send the results."""
         active, self._active = self._active, []
         leaving: list[StepSequence] = []
         for sequence in active:
-            # Asked once: the consumer may leave at any time.
+            # Checked once: the consumer may exit at any time.
             (leaving if sequence.is_over or sequence.is_gone else self._active).append(sequence)
         for sequence in leaving:
             self._release(sequence)
@@ -285,7 +285,7 @@ class StepThread:
             self._call(_resolve, drained)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        # A loop that is closed has no consumers.
+        # A closed loop has no consumers.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
@@ -299,7 +299,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _receive(sent: list[tuple[ChunkQueue, Outgoing]]) -> None:
-    """Pass on, in the event loop, what was made in a step."""
+    """Deliver the results of a step, in the event loop."""
     for queue, outgoing in sent:
         for item in outgoing:
             if isinstance(item, BaseException):

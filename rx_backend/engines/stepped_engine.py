@@ -1,4 +1,4 @@
-"""What the engines share whose model runs in this process, in a step thread."""
+"""The base of engines whose model runs in this process, in a step thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ("Asked", "Limits", "SteppedEngine")
 
 
 class Limits(NamedTuple):
-    """What a model can do: context in tokens, number of token ids, those that end its text."""
+    """A model's limits: context in tokens, number of token ids, and the ids that end its text."""
 
     context_length: int
     vocab_size: int
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a request asks for: its prompt, at most so many tokens, the ids that end the answer."""
+    """The checked request: its prompt, maximum of tokens, and the ids that end the answer."""
 
     prompt: list[int]
     limit: int
@@ -38,10 +38,11 @@ class Asked(NamedTuple):
 
 class SteppedEngine(LLMEngine):
     """
-    Checks requests, and streams them from a :class:`StepThread`, which ``start`` makes.
+    Checks requests, and streams them from a :class:`StepThread`, which ``start`` creates.
 
     Attributes:
-        honours: The options of a request that the scheduler honours, as `check_options` takes them.
+        honours: The options of a request that the scheduler honours, in the form for
+            `check_options`.
     """
 
     needs_tokenizer = True
@@ -53,7 +54,7 @@ class SteppedEngine(LLMEngine):
 
     def asked(self, request: PreprocessedRequest) -> Asked:
         """
-        Return what *request* asks for.
+        Return the checked *request*.
 
         Raises:
             InvalidArgument: The prompt is empty, too long or has ids out of range, or an option can't

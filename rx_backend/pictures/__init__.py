@@ -1,12 +1,12 @@
 """
-Pictures of real runs: marbles in virtual time, requests and spans on a timeline in milliseconds.
+Pictures of actual runs: marbles in virtual time, requests and spans on a timeline.
 
 A notebook shows one at the end of a cell, ``print`` shows it as text. Drawing needs matplotlib, the
 extra ``plot``.
 
-- ``MarbleRun``: runs operators on a source, and returns what went in and out as a ``MarblePicture``.
-- ``Timeline``: what happened when, in lanes.
-- ``TracePicture``: OpenTelemetry's spans, as a tree and on a timeline.
+- ``MarbleRun``: runs operators on a source, and returns input and output as a ``MarblePicture``.
+- ``Timeline``: events over time, in lanes.
+- ``TracePicture``: OpenTelemetry spans, as a tree and on a timeline.
 """
 
 from rx_backend.pictures.marble_item import MarbleRow

@@ -1,4 +1,4 @@
-"""What the items of a stream are called: in pictures, and in text."""
+"""Labels of a stream's items, in pictures and text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class MarbleRow:
 
     Attributes:
         name: Its name.
-        kind: What went in (``source``, and ``input`` for others), what came out (``result``), or
-            the calls an operator made (``effect``).
-        events: What happened, in order. A ``drop`` is where the row was left before its end; an
+        kind: The input (``source``, and ``input`` for others), the output (``result``), or an
+            operator's calls (``effect``).
+        events: The events, in order. A ``drop`` means that the row was dropped before its end; an
             effect without an item has the value None.
     """
 
@@ -53,9 +53,9 @@ def marble_of(item: object, values: Mapping[str, Any] | None = None) -> Marble:
     Return how an item is shown.
 
     A chunk is shown by its token ids or, without them, by its text or parts (row F1), a list by its
-    items, and anything else by its own text. In an envelope, which has ``data``, the chunk counts.
+    items, and anything else by its text. For an envelope, which has ``data``, its chunk is shown.
 
-    What is not a chunk is shown by the letter that stands for it in *values*, if there is one.
+    Other items are shown by their letter in *values*, if they have one.
 
     >>> from rx_backend import LLMEngineOutput
     >>> for item in LLMEngineOutput([7, 8]), LLMEngineOutput(text=" the"), ("a", "b"):
@@ -97,10 +97,10 @@ def _one_line(text: str) -> str:
 
 def rows_as_text(rows: Iterable[MarbleRow], values: Mapping[str, Any]) -> str:
     """
-    Return rows as marble lines, a column for each frame, and below them what letters stand for.
+    Return rows as marble lines, one column per frame, and below them a legend of letters.
 
     Items without a letter are assigned a capital; an effect without an item is ``!``. An error that
-    came from no source is named.
+    is not from a source is named.
     """
     rows = [_with_bare_effects(row) if row.kind == "effect" else row for row in rows]
     items = [event.value for row in rows for event in row.events if event.kind == "next"]

@@ -17,26 +17,26 @@ from rx_backend.testing import MarbleEvent
 __all__ = ("MarblePicture",)
 
 _FRAME, _DOT_FRAME, _TALLEST = 0.46, 0.078, 36.0
-"""The least length of a frame, in inches, also among dots; and the greatest height of a picture."""
+"""The minimum length of a frame, also with dots, and the maximum height of a picture, in inches."""
 _MOST_STACKED, _LONGEST = 5, 14
 
 
 class MarblePicture(Picture):
     """
-    What went into operators and what came out, on one time axis; made by ``MarbleRun``.
+    Operators' input and output on one time axis; created by ``MarbleRun``.
 
-    Circles are items with their letters, token ids or texts, in the same colour for the same
-    beginning; corners mark an envelope or a bare terminal. A bar is the end, a cross an error, a
-    broken bar a drop, and a diamond a call without an item.
+    Circles are items with their letters, token ids or texts; texts with the same beginning have the
+    same colour, and corners mark an envelope or a bare terminal. A bar is the end, a cross an
+    error, a broken bar a drop, and a diamond a call without an item.
 
-    A run wider than a page continues below, like a line of music. Where that would be taller than
-    36 inches, items are dots. Of more than five items at one time the first four are drawn, with
-    the number of the others.
+    A run wider than a page continues below, like a line of music. If that would be taller than 36
+    inches, items are dots. If there are more than five items at one time, the first four are drawn,
+    with the number of the others.
 
     Args:
         rows: The rows, from the top down; the operators are drawn above the first ``result``.
         title: The label of the operators.
-        values: What letters stand for.
+        values: The items that letters stand for.
 
     >>> from rx_backend.testing import MarbleEvent
     >>> MarblePicture([MarbleRow("tokens", "source", (MarbleEvent(1, "next", "a"),))])
@@ -121,7 +121,7 @@ class MarblePicture(Picture):
 
 
 def _needed(marks: Sequence[Mark]) -> float:
-    """Return how long a frame has to be, so that no two items touch."""
+    """Return the length of a frame at which no two items touch."""
     halves: dict[float, float] = {}
     for mark in marks:
         if mark.kind != "span":

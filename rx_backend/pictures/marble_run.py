@@ -1,4 +1,4 @@
-"""Operators run in virtual time, with everything noted that a picture shows."""
+"""Runs of operators in virtual time, recorded for a picture."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PipeOperator: TypeAlias = Callable[[Observable[Any]], object]
 
 class MarbleRun:
     """
-    A source on which operators are run, in virtual time, to be drawn.
+    A source for running operators in virtual time and drawing the result.
 
     The source plays a marble line: one sign is one frame, and one frame is one second. It can be
-    run any number of times, also where an event loop runs already, as in a notebook.
+    run any number of times, also while an event loop is running, as in a notebook.
 
     Args:
-        line: What the source plays.
-        values: What letters stand for, in all lines; a letter that is not in it stands for itself.
-        error: What ``#`` in the lines stands for.
+        line: The source's line.
+        values: The items that letters stand for, in all lines; others stand for themselves.
+        error: The exception for ``#`` in the lines.
 
     Raises:
-        MarbleError: *line* can't be read.
+        MarbleError: *line* is invalid.
 
     >>> from reactivex import operators as ops
     >>> MarbleRun("-a-b-c-|").pipe(ops.skip(1))
@@ -62,13 +62,13 @@ class MarbleRun:
 
     def input(self, name: str, line: str) -> Observable[Any]:
         """
-        Return another source, such as a stop signal, that plays *line* with or without subscribers.
+        Return another source, such as a stop signal, which plays *line* even without subscribers.
 
-        It has a row of its own, called *name*.
+        It has its own row, called *name*.
 
         Raises:
-            MarbleError: *line* can't be read.
-            ValueError: There is a row called *name* already.
+            MarbleError: *line* is invalid.
+            ValueError: There is already a row called *name*.
         """
         self._check_name(name)
         if parse_marbles(line, self._values, self._error).first("subscribe"):
@@ -86,12 +86,12 @@ class MarbleRun:
 
     def effect(self, name: str) -> Callable[..., None]:
         """
-        Return a function to pass to an operator; each call is noted in a row called *name*.
+        Return a function to pass to an operator; each call is recorded in a row called *name*.
 
-        The row shows the first argument, or a mark where there is none.
+        The row shows the first argument, or a mark if there is none.
 
         Raises:
-            ValueError: There is a row called *name* already.
+            ValueError: There is already a row called *name*.
 
         >>> from operators import first_token
         >>> from rx_backend import LLMEngineOutput
@@ -116,12 +116,13 @@ class MarbleRun:
         Run *operators* as in ``source.pipe(...)``: the source pushes.
 
         Args:
-            operators: In order; without any the picture shows the source alone.
-            drop: A line whose ``!`` is where the result is dropped, see ``Marbles.record``.
+            operators: In order; without any the picture shows only the source.
+            drop: A line whose ``!`` is the time at which the result is dropped; see
+                ``Marbles.record``.
 
         Raises:
-            NotAnOperator: One of them is none, or one of aioreactive.
-            MarbleError: Something happened between two frames, or *drop* can't be read.
+            NotAnOperator: One is not an operator, or is an operator of aioreactive.
+            MarbleError: An event is between two frames, or *drop* is invalid.
         """
 
         def stream(play: _Play) -> Observable[Any]:
@@ -144,18 +145,18 @@ class MarbleRun:
         """
         Run *operators* as a pipeline does: fused, and pulled by a consumer.
 
-        The source is an asynchronous generator. It works on an item only while one is requested,
-        for as long as the line has it.
+        The source is an async generator. It works on an item only while one is requested, for the
+        time in the line.
 
         Args:
             operators: In order.
-            drop: A line whose ``!`` is where the consumer is cancelled.
-            consumer_delay: How many frames the consumer is busy after each item.
+            drop: A line whose ``!`` is the time at which the consumer is cancelled.
+            consumer_delay: The frames that the consumer is busy after each item.
 
         Raises:
-            NotAnOperator: One of them is none.
+            NotAnOperator: One is not an operator.
             ValueError: *consumer_delay* is negative.
-            MarbleError: Something happened between two frames, or *drop* can't be read.
+            MarbleError: An event is between two frames, or *drop* is invalid.
 
         >>> MarbleRun("-a-b-|").fuse(consumer_delay=3)
         source  -a----b----|
@@ -194,7 +195,7 @@ class MarbleRun:
 
 
 class _Play:
-    """One run: what *test* plays, and the calls of operators."""
+    """One run: the events of *test*, and the calls of operators."""
 
     def __init__(self, test: Marbles, line: str, inputs: Mapping[str, str]) -> None:
         self.test = test

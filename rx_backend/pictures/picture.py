@@ -1,4 +1,4 @@
-"""What every picture and chart can do: be shown, saved, and drawn as a figure."""
+"""The base of every picture and chart: showing, saving, and drawing it as a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Picture",)
 
-# A notebook shows 96 dots per inch; one and a half times that stays sharp on fine screens.
+# A notebook shows 96 dots per inch; 1.5 times that is sharp on high-resolution screens.
 _PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 128
 
 
@@ -24,8 +24,8 @@ class Picture(ABC):
     """
     A picture that a notebook shows at the end of a cell; ``print`` shows it as text.
 
-    The same content makes the same file, whatever the user's settings of matplotlib are. Text that
-    is longer than its place is cut and ends in "…".
+    The same content makes the same file, whatever the user's matplotlib settings. Text that does
+    not fit is truncated with "…".
     """
 
     @abstractmethod
@@ -34,9 +34,9 @@ class Picture(ABC):
 
     def figure(self) -> Figure:
         """
-        Draw it as a new matplotlib figure, to be changed further.
+        Draw it as a new matplotlib figure, which you can modify.
 
-        A notebook shows a figure where ``%matplotlib inline`` is on; a picture needs nothing.
+        A notebook shows a figure only with ``%matplotlib inline``; a picture always.
 
         Artists have a ``gid`` that names the row, the time, and what they show.
 
@@ -56,7 +56,7 @@ class Picture(ABC):
 
     def png(self) -> bytes:
         """
-        Draw it as a PNG file's content.
+        Return it as the content of a PNG file.
 
         Raises:
             ImportError: matplotlib is not installed; names the extra.
@@ -81,7 +81,7 @@ class Picture(ABC):
         Write it as a PNG file.
 
         Raises:
-            ValueError: *path* ends in another format's name than ``.png``.
+            ValueError: *path* does not end in ``.png``.
             ImportError: matplotlib is not installed; names the extra.
             OSError: The file can't be written.
         """

@@ -22,7 +22,7 @@ MarkKind: TypeAlias = Literal["event", "item", "box", "call", "end", "error", "d
 a bar as long as it lasted."""
 
 BOXES, ENDS = {"item", "box", "call"}, {"end", "error", "drop"}
-"""Kinds that stand above each other at the same time, and kinds that stand behind those."""
+"""Kinds that are stacked at the same time, and kinds that are drawn behind them."""
 # In inches.
 _HALF, _LABEL, _STACKED, _GAP, _BESIDE, _LONGEST = 0.17, 0.165, 0.34, 0.08, 0.03, 3.0
 _MOST_IN_CIRCLE = 0.17

@@ -1,4 +1,4 @@
-"""What happened when, in milliseconds."""
+"""Events over time, in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ __all__ = ("Timeline",)
 
 class Timeline(RowPicture):
     """
-    What happened when in one request, or in several; a picture with a lane for each participant.
+    The events of one or several requests over time; a picture with a lane per participant.
 
-    Time counts in milliseconds from the first entry. At most four labels stand above each other:
-    the others are left out, those of events first, and counted beside the lane's name; ``print``
-    shows all of them.
+    Times are milliseconds since the first entry. At most four labels are stacked: others are
+    omitted, events first, and counted next to the lane's name; ``print`` shows all of them.
 
     Args:
-        clock: Monotonic clock, in seconds. By default that of the event loop that runs at the
-            first entry (so virtual time works), else ``time.monotonic``.
+        clock: A monotonic clock, in seconds. By default that of the event loop running at the first
+            entry (so virtual time works), else ``time.monotonic``.
 
     >>> from rx_backend.testing import run_virtual
     >>> timeline = Timeline()
@@ -52,18 +51,17 @@ class Timeline(RowPicture):
 
     def mark(self, lane: str, label: str = "", *, kind: MarkKind = "event") -> None:
         """
-        Note that something happens now.
+        Record an event at the current time.
 
         Args:
-            lane: Where to show it: ``"engine"``, ``"abort"``, ... Lanes stand in the order of
-                their first entries.
-            label: What to write beside it; without one it is a small dot, good for tokens.
-            kind: What it looks like: an ``event``, the ``end`` of something, an ``error``, a
-                ``drop``.
+            lane: Its lane: ``"engine"``, ``"abort"``, ... Lanes are in the order of their first
+                entries.
+            label: Its label; without one it is a small dot, for example for tokens.
+            kind: Its appearance: ``event``, ``end``, ``error`` or ``drop``.
 
         Raises:
-            TypeError: *lane* or *label* is no text.
-            ValueError: *kind* is none of these, or the clock's time is not finite.
+            TypeError: *lane* or *label* is not a string.
+            ValueError: *kind* is invalid, or the clock's time is not finite.
         """
         _check_texts(lane=lane, label=label)
         if kind not in {"event", "end", "error", "drop"}:
@@ -73,14 +71,14 @@ class Timeline(RowPicture):
     @contextmanager
     def span(self, lane: str, label: str = "") -> Generator[None]:
         """
-        Note how long the block takes, however it ends.
+        Record the duration of the block, however it ends.
 
         Args:
-            lane: Where to show it.
-            label: What to write in it.
+            lane: Its lane.
+            label: Its label.
 
         Raises:
-            TypeError: *lane* or *label* is no text.
+            TypeError: *lane* or *label* is not a string.
             ValueError: The clock's time is not finite.
         """
         _check_texts(lane=lane, label=label)
@@ -93,12 +91,12 @@ class Timeline(RowPicture):
 
     def group(self, name: str) -> Timeline:
         """
-        Return the part for one of several requests, with lanes of its own below the heading *name*.
+        Return the part for one of several requests, with its own lanes under the heading *name*.
 
-        It shares this timeline's clock and entries. Shown by itself it has its own lanes only.
+        It shares this timeline's clock and entries. Shown by itself it has only its own lanes.
 
         Raises:
-            TypeError: *name* is no text.
+            TypeError: *name* is not a string.
 
         >>> timeline = Timeline(clock=iter([0.0, 0.5]).__next__)
         >>> timeline.group("first").mark("client", "asks")
@@ -118,7 +116,7 @@ class Timeline(RowPicture):
 
     @property
     def entries(self) -> list[Mark]:
-        """The marks and spans, in the order in which they were noted."""
+        """The marks and spans, in the order of recording."""
         return [entry for entry in self._marks if self._group in {None, entry.group}]
 
     def _rows(self) -> list[Row]:
@@ -140,7 +138,7 @@ class Timeline(RowPicture):
 def _check_texts(**texts: object) -> None:
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise TypeError(f"Timeline: {name}: expected a text, got {text!r}")
+            raise TypeError(f"Timeline: {name}: expected a string, got {text!r}")
 
 
 def _milliseconds(clock: Callable[[], float] | None) -> Callable[[], float]:

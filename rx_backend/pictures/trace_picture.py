@@ -1,4 +1,4 @@
-"""A request's spans as a picture: their tree, and what happened when."""
+"""A request's spans as a picture: their tree, and their events over time."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ _LONGEST_LABEL = 48
 
 class TracePicture(RowPicture):
     """
-    Spans as a tree and on a timeline, with their events, how they ended, and their links.
+    Spans as a tree and on a timeline, with their events, outcomes and links.
 
-    Callers stand above what they called. Beside the name of a request's span stands its role, a
-    cross is an error, a broken bar a drop, and a dashed arrow leads from a linked span to the span
-    that has the link. A link to a span that is not there is named. Time counts in milliseconds
-    from the first span's start.
+    Parents are above their children. The role is next to the name of a request's span, a cross is
+    an error, a broken bar a drop, and a dashed arrow leads from a linked span to the span with the
+    link. A link to a missing span is named. Times are milliseconds since the first span's start.
 
-    Spans are stamped by the SDK with the time of day. In virtual time only a request's own events
-    and its end are on the loop's clock, so draw requests that ran in real time.
+    The SDK timestamps spans with the time of day. In virtual time only a request's own events and
+    its end use the loop's clock, so draw requests that ran in real time.
 
     Args:
-        spans: Finished spans, in any order, of one trace or of several; as an in-memory exporter
-            returns them.
-        tokens: When a request's tokens arrived, by its span's id, to be shown as dots: a pipeline
-            finds both in its scope, as ``scope.span.get_span_context().span_id`` and
+        spans: Finished spans, in any order, of one or more traces, for example from an in-memory
+            exporter.
+        tokens: The arrival times of a request's tokens, by its span's id, shown as dots: a pipeline
+            gets both from its scope, as ``scope.span.get_span_context().span_id`` and
             ``scope.times``.
 
     >>> from opentelemetry.sdk.trace import TracerProvider
@@ -89,7 +88,7 @@ class TracePicture(RowPicture):
 def _walk(
     below: Mapping[int | None, list[int]], caller: int | None = None, depth: int = 0
 ) -> Iterator[tuple[int, int | None, int]]:
-    """Yield each span with its caller and its depth, callers before what they called."""
+    """Yield each span with its parent and its depth, parents before children."""
     for number in below.get(caller, ()):
         yield number, caller, depth
         yield from _walk(below, number, depth + 1)
@@ -123,7 +122,7 @@ def _lane(place: str, span: ReadableSpan, began: int, times: TokenTimes | None) 
 
 def _label(event: Event) -> str:
     attributes: Mapping[str, Any] = event.attributes or {}
-    if event.name == "exception":  # its text and its stack trace may hold what a user wrote
+    if event.name == "exception":  # its text and its stack trace may contain a user's text
         return f"exception {attributes.get('exception.type', '')}"
     parts = [
         name if value is True else f"{name}={value}"

@@ -1,10 +1,9 @@
 """
 The types on the wire: requests in, chunks out, in the JSON of the Dynamo runtime.
 
-Write them with `to_builtins`, read them with `convert_request`, `convert_output` and
-`convert_annotated`, on either side of any JSON library. Only these functions know the whole wire
-form: which fields are written although they are null, and which keys of a newer version are kept in
-``unknown``.
+Write them with `to_builtins` and read them with `convert_request`, `convert_output` and
+`convert_annotated`; use any JSON library. Only these functions handle the complete wire form, with
+null fields that must be written and a newer version's keys, which are kept in ``unknown``.
 
 >>> to_builtins(LLMEngineOutput.error("boom"))["finish_reason"]
 {'error': 'boom'}

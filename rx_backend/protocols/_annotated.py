@@ -17,9 +17,9 @@ T = TypeVar("T", default=LLMEngineOutput)
 
 class Annotated(Struct, Generic[T], gc=False, repr_omit_defaults=True):
     """
-    An item of a stream: data, or an event beside the data.
+    An item of a stream: data, or an event.
 
-    The cyclic garbage collector tracks error items only, since exceptions can be part of a cycle.
+    The cyclic garbage collector tracks only error items, since exceptions can be part of a cycle.
 
     Attributes:
         data: The chunk; None on error items and bare events.
@@ -62,5 +62,5 @@ class _ErrorItem(Annotated[Any], gc=True):
     """An error item; the garbage collector tracks it."""
 
     def __repr__(self) -> str:
-        # To users there is one class of items.
+        # Users see one class of items.
         return super().__repr__().replace(type(self).__name__, Annotated.__name__, 1)

@@ -29,9 +29,9 @@ __all__ = (
 
 def to_builtins(value: object) -> Any:
     """
-    Return *value*, of this package or plain data, as the dicts, lists and scalars of its JSON.
+    Return *value*, a type of this package or plain data, as dicts, lists and scalars.
 
-    JSON has no numbers that are not finite: ``msgspec.json.encode`` writes null for them.
+    JSON has only finite numbers: ``msgspec.json.encode`` writes null for others.
 
     Raises:
         TypeError: A value inside has no JSON form.
@@ -60,8 +60,8 @@ def convert_request(request: Mapping[str, Any] | PreprocessedRequest) -> Preproc
     token ids as bytes, 4 little-endian ones per token, and the id of a hand-off as 16 bytes.
 
     Raises:
-        InvalidArgument: A field does not fit; the message gives its path, what was expected and what
-            was found: ``$.token_ids[1]: expected int >= 0, got -1``.
+        InvalidArgument: A field is invalid; the message names its path and what was expected:
+            ``$.token_ids[1]: expected int >= 0, got -1``.
     """
     if isinstance(request, Mapping):
         packed = request.get("token_ids")
@@ -78,13 +78,13 @@ def convert_output(output: Mapping[str, Any] | LLMEngineOutput) -> LLMEngineOutp
     """
     Return a chunk from a plain mapping, as Dynamo's Python engines yield it (row E2).
 
-    ``finish_reason`` is read by `FinishReason.parse`. A word that it does not know is kept in
-    ``stop_reason`` too, unless that is set; empty text is no reason. A null among the log
-    probabilities is minus infinity. A chunk is returned unchanged, or as a copy if its reason had to
-    be read.
+    ``finish_reason`` is read by `FinishReason.parse`. An unknown word is also kept in
+    ``stop_reason``, unless that is set; empty text means no reason. A null among the log
+    probabilities is minus infinity. A chunk is returned unchanged, or as a copy if its reason had
+    to be parsed.
 
     Raises:
-        InvalidArgument: A field does not fit; as in `convert_request`.
+        InvalidArgument: A field is invalid; as in `convert_request`.
 
     >>> convert_output({"token_ids": [1], "finish_reason": "abort"})
     LLMEngineOutput(token_ids=[1], finish_reason=FinishReason.CANCELLED)
@@ -99,7 +99,7 @@ def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
     Return an item of a stream from a plain mapping.
 
     Raises:
-        InvalidArgument: A field does not fit; as in `convert_request`.
+        InvalidArgument: A field is invalid; as in `convert_request`.
     """
     fields = convert(item, _Envelope)
     data = None if fields.data is None else _to_output(fields.data, "$.data")
@@ -113,7 +113,7 @@ def convert_annotated(item: Mapping[str, Any]) -> Annotated[LLMEngineOutput]:
 
 
 class _Envelope(msgspec.Struct, kw_only=True):
-    """An item as it arrives."""
+    """The wire form of an item."""
 
     data: Any = None
     id: str | None = None
@@ -145,7 +145,7 @@ _NOT_FINITE: dict[object, float] = {None: -inf, "-Infinity": -inf, "Infinity": i
 
 
 def _with_numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *fields* with numbers for what JSON has instead of a log probability that is not finite."""
+    """Return *fields* with minus infinity for each log probability that is null in JSON."""
     names = {"cum_log_probs", "log_probs", "top_logprobs"} & fields.keys()
     return {**fields, **{name: fields[name] and _numbers_in(fields[name]) for name in names}}
 
@@ -192,7 +192,7 @@ _ALWAYS: dict[str, Any] = {
 
 
 def _output_to_wire(output: LLMEngineOutput) -> dict[str, Any]:
-    # Without a finish reason no hook is needed, which saves half of the time.
+    # Without a finish reason no hook is needed, which halves the time.
     ordinary = output.finish_reason is None and output.unknown is None
     wire = _ALWAYS | (msgspec.to_builtins(output) if ordinary else to_wire(output))
     if wire["token_ids"] is None:
@@ -216,7 +216,7 @@ def _annotated_to_wire(item: Annotated[object]) -> dict[str, Any]:
 
 
 def _with_text_id(meeting: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the meeting point of a hand-off with its id as text."""
+    """Return the bootstrap info of a hand-off with its id as text."""
     packed = meeting.get("handoff_id")
     if not isinstance(packed, bytes) or len(packed) != 16:
         return meeting

@@ -11,7 +11,7 @@ from rx_backend.errors import KINDS, BackendError, InvalidArgument, Unknown, cau
 
 __all__ = ("error_from_wire", "error_to_wire")
 
-# The runtime writes every error in two ways: by its older type, and by class and reason.
+# The runtime writes every error twice: by its older type, and by class and reason.
 _CLASSES: Final = {
     "Unknown": ("Internal", "backend.unknown"),
     "InvalidArgument": ("InvalidRequest", "backend.invalid_argument"),
@@ -23,7 +23,7 @@ _CLASSES: Final = {
     "EngineShutdown": ("Unavailable", "backend.engine_shutdown"),
     "StreamIncomplete": ("Unavailable", "backend.stream_incomplete"),
 }
-# Status 504 for the client, and no other worker is tried; the kind stays.
+# The client gets status 504, and no other worker is tried; the kind is kept.
 _DEADLINE_REASON: Final = "request.deadline_exceeded"
 _REASONS: Final = {reason: kind for kind, (_, reason) in _CLASSES.items()}
 _MAX_CAUSES: Final = 16
@@ -33,7 +33,7 @@ def error_to_wire(error: BackendError) -> dict[str, Any]:
     """
     Return the wire form of *error* and of at most 16 causes, the nearest first.
 
-    As in the runtime, the message of an `InvalidArgument` is marked as fit for the client.
+    As in the runtime, the message of an `InvalidArgument` is marked as safe for the client.
     """
     chain = [error, *islice(causes(error), _MAX_CAUSES)]
     wire: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def error_from_wire(value: object, where: str) -> BackendError:
     Return a typed error from its wire form; an unknown kind becomes `Unknown`.
 
     Raises:
-        InvalidArgument: *value*, or one of its causes, is not a mapping; names the path, from *where*.
+        InvalidArgument: *value*, or one of its causes, is not a mapping; names its path.
     """
     first: BackendError | None = None
     last: BackendError | None = None

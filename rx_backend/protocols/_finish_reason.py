@@ -69,7 +69,7 @@ class FinishReason:
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | FinishReason) -> FinishReason:
         """
-        Read a finish reason as engines and the wire write it.
+        Parse a finish reason in the form of engines or the wire.
 
         Args:
             value: A kind; ``abort`` (cancelled); ``model_length`` or ``max_tokens`` (length);
@@ -149,7 +149,7 @@ _BY_WORD: Final = {
 
 
 def parse_finish_reason(value: object) -> FinishReason:
-    """Read a finish reason; the ``ValueError`` says what was expected, but not where."""
+    """Parse a finish reason; the ``ValueError`` says what was expected, but not where."""
     if isinstance(value, str):
         return read_finish_word(value)[0]
     if isinstance(value, FinishReason):
@@ -164,7 +164,7 @@ def parse_finish_reason(value: object) -> FinishReason:
 
 def read_finish_word(text: str) -> tuple[FinishReason, str | None]:
     """
-    Return the reason that *text* means, and *text* itself if it is unknown, which means `STOP`.
+    Return the reason for *text*, and *text* itself if it is unknown, which means `STOP`.
 
     An unknown word is logged once per process, up to 100 words.
     """

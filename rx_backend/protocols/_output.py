@@ -22,7 +22,7 @@ __all__ = (
 
 class TraceLink(Struct, frozen=True, gc=False):
     """
-    A span of another worker, as it travels with requests and chunks (rows T1-T5).
+    A span of another worker, sent with requests and chunks (rows T1-T5).
 
     Attributes:
         trace_id: 32 hex digits.
@@ -50,7 +50,7 @@ class CompletionTokensDetails(Sparse, kw_only=True, omit_defaults=True):
 
 
 class CompletionUsage(Struct, omit_defaults=True, repr_omit_defaults=True):
-    """The cost of a request, in tokens; `usage` adds up the total."""
+    """The usage of a request, in tokens; `usage` computes the total."""
 
     prompt_tokens: U32
     completion_tokens: U32
@@ -93,9 +93,9 @@ class LLMEngineOutput(Struct, gc=False, omit_defaults=True, repr_omit_defaults=T
         top_logprobs: The likeliest tokens, one list per token.
         finish_reason: Set on the terminal only.
         stop_reason: The stop text or token that ended the stream.
-        index: The answer that the chunk belongs to, of several to one request.
+        index: The answer that the chunk belongs to, if a request has several.
         worker_trace_link: Set by the adapter, not by engines (rows T3, T4).
-        unknown: Keys of the wire that this version does not know.
+        unknown: Wire keys that this version does not know.
 
     >>> LLMEngineOutput.token(7)
     LLMEngineOutput(token_ids=[7])

@@ -23,7 +23,7 @@ __all__ = (
 
 class StopConditions(Sparse, kw_only=True, omit_defaults=True):
     """
-    When the engine has to stop. Counts are in tokens; None leaves a condition to the engine.
+    When the engine must stop. Counts are in tokens; None means the engine's default.
 
     Visible stop tokens stay in the output, hidden ones do not.
     """
@@ -40,7 +40,7 @@ class StopConditions(Sparse, kw_only=True, omit_defaults=True):
 
 
 class GuidedDecodingOptions(Sparse, kw_only=True, omit_defaults=True):
-    """What the output has to match: a JSON schema, a regex, a choice or a grammar."""
+    """What the output must match: a JSON schema, a regex, a choice or a grammar."""
 
     json: Any = None
     regex: str | None = None
@@ -54,7 +54,7 @@ class GuidedDecodingOptions(Sparse, kw_only=True, omit_defaults=True):
 
 class SamplingOptions(Sparse, kw_only=True, omit_defaults=True):
     """
-    How tokens are sampled; None leaves an option to the engine.
+    How tokens are sampled; None means the engine's default.
 
     The runtime keeps fractions in 32 bits: 0.7 arrives as 0.699999988079071.
     """
@@ -77,7 +77,7 @@ class SamplingOptions(Sparse, kw_only=True, omit_defaults=True):
 
 
 class OutputOptions(Sparse, kw_only=True, omit_defaults=True):
-    """What a chunk carries beside its tokens; the counts are log probabilities per token."""
+    """What a chunk has besides its tokens; the counts are log probabilities per token."""
 
     no_stop_trim: bool | None = None
     logprobs: U32 | None = null()
@@ -97,7 +97,7 @@ class PrefillResult(Sparse, kw_only=True, omit_defaults=True):
 
 
 class BootstrapInfo(Sparse, kw_only=True, omit_defaults=True):
-    """Where prefill and decode engine meet for the transfer of the KV cache."""
+    """The address at which prefill and decode engine transfer the KV cache."""
 
     bootstrap_host: str
     bootstrap_port: U16
@@ -111,15 +111,15 @@ class PreprocessedRequest(Sparse, kw_only=True, omit_defaults=True):
     A tokenised request.
 
     The three groups of options may be given as mappings. Fields of type ``dict`` and ``Any`` belong
-    to routers and engines and are passed on unchanged, and so is ``unknown``, which keeps the keys of
-    the wire that this version does not know.
+    to routers and engines and are passed on unchanged, and so is ``unknown``, which keeps the wire
+    keys that this version does not know.
 
     Attributes:
         model: Name of the model; empty in health probes.
         token_ids: The prompt.
-        migration_link: Span of the worker that had the request before (row T1).
-        annotations: Events that the client wants beside tokens, as ``name`` or ``name:value``.
-        request_timestamp_ms: When the client made the request, in ms since the epoch.
+        migration_link: Span of the previous worker of a migrated request (row T1).
+        annotations: Events that the client requests, as ``name`` or ``name:value``.
+        request_timestamp_ms: When the client sent the request, in ms since the epoch.
         is_probe: Whether it is a health check; ``_HEALTH_CHECK`` on the wire (row H1).
 
     >>> PreprocessedRequest(token_ids=[1], stop_conditions={"max_tokens": 3}).stop_conditions

@@ -1,8 +1,8 @@
 """
 Conversion of structs from and to their wire form.
 
-`msgspec` drops keys that a struct does not have. Structs here keep them in a field ``unknown``, which
-is None, and so costs its slot only, in everything that this library makes.
+`msgspec` drops keys that a struct does not have. Structs here keep them in a field ``unknown``,
+which is None in everything that this library creates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = (
 U8 = Annotated[int, msgspec.Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-# The validator takes no bounds beyond 63 bits.
+# The validator accepts no bounds above 63 bits.
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 I64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -105,7 +105,7 @@ def convert(value: object, cls: type[S], where: str = "$") -> S:
         where: Path of *value* for messages.
 
     Raises:
-        InvalidArgument: The value does not fit; names the path, what was expected and found.
+        InvalidArgument: The value is invalid; the message names the path and what was expected.
     """
     if type(value) is not dict:
         if isinstance(value, cls):
@@ -163,7 +163,7 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
 def _complaint(text: str, fields: object, where: str) -> str:
-    """Put the path first, and add the value found if the validator does not name it."""
+    """Move the path to the front, and add the value found if the validator does not name it."""
     text, _, path = text.partition(" - at ")
     steps = path.strip("`").removeprefix("$")
     if missing := _MISSING.fullmatch(text):

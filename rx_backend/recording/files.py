@@ -1,4 +1,4 @@
-"""Recording files as values."""
+"""Reading recording files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def read_recording(path: str | PathLike[str]) -> Recording:
     """
     Read the recording of one stream.
 
-    A file that breaks off within a line, or has no last line, is read up to there; ``end`` is None.
+    A truncated file is read up to its last complete line; ``end`` is None.
 
     Raises:
-        InvalidArgument: *path* is none.
-        RecordingError: The file can't be read, is of a newer version, or a line is not valid; the
+        InvalidArgument: *path* is not a path.
+        RecordingError: The file can't be read, has a newer version, or a line is invalid; the
             message names the file, the line and what was expected.
     """
     try:
@@ -40,14 +40,14 @@ def read_recordings(path: str | PathLike[str]) -> list[Recording]:
     """
     Read the recordings of a directory, or of one file.
 
-    In a directory, the ``.jsonl`` files are read in the order of their paths. One that is empty or
-    not a valid recording is skipped, with a warning in the log that names it: a full disk or a
-    killed process must not cost the other recordings.
+    In a directory, the ``.jsonl`` files are read in the order of their paths. An empty or invalid
+    file is skipped with a logged warning: a full disk or a killed process must not cost the other
+    recordings.
 
     Raises:
-        InvalidArgument: *path* is none.
-        RecordingError: It is a file that is not valid, as in :func:`read_recording`, or a
-            directory without ``.jsonl`` files.
+        InvalidArgument: *path* is not a path.
+        RecordingError: It is an invalid file, as in :func:`read_recording`, or a directory without
+            ``.jsonl`` files.
     """
     folder = file_path("path", path)
     if not folder.is_dir():

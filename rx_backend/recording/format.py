@@ -1,4 +1,4 @@
-"""The lines of a recording file, written and read."""
+"""Writing and reading the lines of a recording file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HEADER: Final = ("request_id", "model", "mode", "prompt_tokens", "prompt_token_
 
 class RecordingError(InvalidArgument):
     """
-    A file is not a valid recording; the message says where, and what was expected.
+    A file is not a valid recording; the message names the place and what was expected.
 
     Attributes:
         path: The file.
@@ -67,8 +67,8 @@ def append_chunk(buffer: bytearray, time_ms: float, chunk: LLMEngineOutput) -> N
     Append the line of a chunk to *buffer*; text that UTF-8 can't express is repaired (row P10).
 
     Raises:
-        TypeError: The chunk contains something without a JSON form; *buffer* may end with a part
-            of the line.
+        TypeError: The chunk contains something without a JSON form; *buffer* may end with a part of
+            the line.
     """
     begin = len(buffer)
     if (
@@ -102,10 +102,10 @@ def _line_of(value: object) -> bytes:
 
 def _writable(value: Any) -> Any:
     """
-    Return *value* with what JSON can hold in place of what it can't.
+    Return *value* with replacements for what JSON can't represent.
 
-    A number that is not finite becomes a text, such as ``"-Infinity"``, and half of a surrogate
-    pair U+FFFD.
+    A number that is not finite becomes a text, such as ``"-Infinity"``, and a lone surrogate
+    U+FFFD.
     """
     if isinstance(value, str):
         return encodable(value)
@@ -135,10 +135,10 @@ class _Line(Struct):
 
 def read_header(line: bytes) -> Recording:
     """
-    Return the recording that a file's first line begins.
+    Return the recording for a file's first line.
 
     Raises:
-        InvalidArgument: It is not a header, or the header of a newer version.
+        InvalidArgument: It is not a header, or has a newer version.
     """
     found = decode_line(line, _version)
     if found.format != _FORMAT or found.version is None:

@@ -1,4 +1,4 @@
-"""JSON Lines, read in bounded memory and with errors that name the field."""
+"""Reading JSON Lines in bounded memory, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MAX_BYTES: Final = 64 * 2**20
 
 
 class NotJson(InvalidArgument):
-    """A line is not JSON, perhaps because it is cut short."""
+    """A line is not JSON, perhaps because it was truncated."""
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield each line of *file*; of one that is too long, its beginning, and nothing after it."""
+    """Yield each line of *file*; stop after the beginning of a line that is too long."""
     line = b""
     while len(line) <= _MAX_BYTES and (line := file.readline(_MAX_BYTES + 1)):
         yield line

@@ -36,9 +36,9 @@ class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
     Attributes:
         time_ms: Time since the stream's start, in ms.
         how: ``completed``: with its terminal, or by itself without one. ``error``: it failed.
-            ``dropped``: its consumer left before the terminal.
-        error_kind: With ``error``: the kind of the typed error, such as ``Disconnected``.
-        message: With ``error``: its message.
+            ``dropped``: its consumer closed it before the terminal.
+        error_kind: For ``error``, the kind of the typed error, such as ``Disconnected``.
+        message: For ``error``, its message.
     """
 
     time_ms: TimeMs
@@ -56,17 +56,17 @@ class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
 
 class Recording(Struct, kw_only=True, repr_omit_defaults=True):
     """
-    One recorded stream, with what is known of its request (None: not known).
+    One recorded stream, with data of its request (None if unknown).
 
     Attributes:
         request_id: The request's id.
-        model: The model it asked for.
+        model: The requested model.
         mode: The worker's role: ``agg``, ``prefill`` or ``decode``.
         prompt_tokens: Length of the prompt, in tokens.
-        prompt_token_ids: The prompt itself; only recorded on demand.
+        prompt_token_ids: The prompt itself, if it was recorded.
         chunks: The stream's chunks, in order.
-        end: Its end; None if the recording is incomplete, because the process was killed or the
-            file could not be written any further.
+        end: Its end; None if the recording is incomplete, because the process was killed or writing
+            failed.
 
     >>> from rx_backend import LLMEngineOutput
     >>> recording = Recording(chunks=[TimedChunk(15.5, LLMEngineOutput.token(7))])

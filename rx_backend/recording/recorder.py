@@ -33,35 +33,35 @@ def record(
     scope: RequestScope | None = None,
 ) -> Callbacks[Any, Any]:
     """
-    Record each stream with its timing in a file of its own; pass every item through unchanged.
+    Record each stream with its timing in a separate file; pass every item unchanged.
 
     The file has a line for the request, one per chunk with its time since the stream's start (when
-    the engine's set-up has returned, as in row F2), and one for how the stream ended::
+    the engine's set-up has returned, as in row F2), and one for the stream's end::
 
         source  ---a-b-|
         result  ---a-b-|
         file    h--a-b-e
 
-    It is named ``<request id>.jsonl``, and never replaces another: where the name is taken, as by a
-    request that was on another worker before, the time in ns is added to it. It is complete when
-    the stream has ended, however it ended; a killed process loses at most 8 KiB of each stream.
-    Text that UTF-8 can't express is repaired (U+FFFD). An error (a full disk, a chunk with something
-    that has no JSON form) is logged once and ends the recording, not the stream.
+    It is named ``<request id>.jsonl``, and never replaces another: if the name exists, for example
+    because another worker had the request before, the time in ns is appended. It is complete once
+    the stream has ended in any way; a killed process loses at most 8 KiB of each stream. Text that
+    UTF-8 can't express is repaired (U+FFFD). An error (a full disk, a chunk with something that has
+    no JSON form) is logged once and ends the recording, not the stream.
 
     At the end of a pipeline, as in ``adapter.with_operators(record(...))``, it records what the
-    client gets; in front, what the engine yields. An item without a chunk, such as a heartbeat, is
-    left out. A request that fails in its set-up has no stream, and no recording.
+    client gets; at the start, what the engine yields. Items without a chunk, such as heartbeats,
+    are not recorded. A request that fails in its set-up has no stream, and so no recording.
 
     Args:
-        folder: The directory of the files; it is created when it is needed.
-        prompts: Whether to record the prompt's token ids too.
+        folder: The directory of the files; created when needed.
+        prompts: Whether to also record the prompt's token ids.
         scope: The scope of the stream, filled in by a pipeline.
 
     Raises:
         InvalidArgument: *folder* is not a path, or names a file.
 
     Errors: source errors pass unchanged, and are recorded with kind and message.
-    On dispose: recorded as ``dropped``, unless the terminal has passed already.
+    On dispose: recorded as ``dropped``, unless the terminal has already passed.
 
     >>> import asyncio, tempfile
     >>> from pathlib import Path

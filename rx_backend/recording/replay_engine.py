@@ -1,4 +1,4 @@
-"""An engine that plays recordings."""
+"""An engine that replays recordings."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ _EXPECTED: Final = "recordings: expected a path, or a list of recordings"
 
 class ReplayEngine(LLMEngine):
     """
-    Play recordings: the same chunks, with the same gaps, and the same end.
+    Replays recordings, with the same chunks, gaps and end.
 
     Each chunk is due at its recorded time after `generate` was called, divided by *speed*, so times
-    don't drift. A consumer that is late gets overdue chunks at once.
+    don't drift. A late consumer gets overdue chunks at once.
 
-    A request plays the recordings with its own id (``context.id``) in turn, or else all of them.
+    A request replays the recordings with its own id (``context.id``) in turn, or if there are none,
+    all recordings in turn.
 
     How a stream ends:
 
     - completed: as recorded, usually with its terminal.
     - error: the typed error is raised at its recorded time, with its kind and message.
-    - dropped: the recorded consumer left, so the rest is unknown: a `cancelled` terminal for each
-      answer that is still open.
+    - dropped: the rest is unknown, so each open answer gets a `cancelled` terminal.
     - incomplete recording: `StreamIncomplete` after the last chunk.
-    - stopped: a stop of the replaying request ends the answers that are still open at once, each
-      with a `cancelled` terminal and the usage so far (rows E3, E4), whatever was recorded.
+    - stopped: a stop of the replaying request ends each open answer at once with a `cancelled`
+      terminal and the usage so far (rows E3, E4), whatever was recorded.
 
     Args:
-        recordings: A directory or a file, read by `read_recordings`; or recordings.
-        speed: Factor on the recorded speed; ``math.inf`` for no waiting, which still yields to
-            other tasks once per chunk.
+        recordings: A directory or a file for `read_recordings`, or recordings.
+        speed: Factor on the recorded speed; ``math.inf`` for no waiting, although the loop's other
+            tasks run between chunks.
         model: Model name to announce; the first recording's by default.
 
     Raises:
-        RecordingError: A file is not valid; the message names file, line and what was expected.
-        InvalidArgument: There is no recording, or something else, or *speed* is not above 0.
+        RecordingError: A file is invalid; the message names file, line and what was expected.
+        InvalidArgument: There is no recording, an element is not a recording, or *speed* is not
+            above 0.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class ReplayEngine(LLMEngine):
         return self._play(recording, request, context, asyncio.get_running_loop().time())
 
     async def cleanup(self) -> None:
-        """Fail the streams that are left with `EngineShutdown` at their next chunk (row E5)."""
+        """Fail the open streams with `EngineShutdown` at their next chunk (row E5)."""
         self._shut = True
 
     async def _play(
@@ -132,9 +133,7 @@ class ReplayEngine(LLMEngine):
                 yield terminal
         elif end is None:
             count = len(recording.chunks)
-            raise StreamIncomplete(
-                f"the recording is incomplete: it breaks off after {count} chunks"
-            )
+            raise StreamIncomplete(f"the recording is incomplete: it ends after {count} chunks")
         elif end.error is not None:
             raise end.error
 

@@ -22,7 +22,7 @@ __all__ = ("StreamRecorder",)
 T = TypeVar("T")
 
 _BUFFER_BYTES: Final = 8192
-"""Lines are gathered up to that size before the file is opened, written to and closed."""
+"""Lines are buffered up to this size before the file is opened, written to and closed."""
 
 _MAX_NAME: Final = 120
 
@@ -31,14 +31,14 @@ _log = get_logger(__name__)
 
 class StreamRecorder:
     """
-    Record a stream's items and its end without ever disturbing it: a failure is logged once.
+    Records a stream's items and its end without ever disturbing it: a failure is logged once.
 
-    Items are encoded at once, since operators behind may change them. The file is open only while
-    the gathered lines are written, so thousands of streams hold no file descriptors.
+    Items are encoded at once, since later operators may change them. The file is open only while
+    the buffered lines are written, so thousands of streams hold no file descriptors.
 
     Args:
         folder: The directory of the file.
-        request: What is known of the request, as a recording without chunks.
+        request: The request's data, as a recording without chunks.
         clock: Monotonic clock, in seconds; the stream starts now.
         answers: How many answers the request has.
     """
@@ -97,7 +97,7 @@ class StreamRecorder:
         if envelope.data is not None:
             return convert_output(envelope.data)
         if envelope.is_error:
-            # Behind annotate_errors, a stream fails with an item.
+            # After annotate_errors, a stream fails with an item.
             error = envelope.error or Unknown("; ".join(envelope.comment or ()))
             self._error = self._failure(error)
         return None
@@ -107,7 +107,7 @@ class StreamRecorder:
             return self._failure(failure)
         if self._error is not None:
             return self._error
-        # In front of the operator that ends the stream by its last terminal, a clean end is a drop.
+        # Before the operator that ends the stream at its last terminal, a clean end is a drop.
         left = dropped and not self._answers.are_over
         return Ending(self._now_ms(), "dropped" if left else "completed")
 
@@ -121,7 +121,7 @@ class StreamRecorder:
                 self._path = Path(file.name)
                 file.write(self._buffer)
         else:
-            # Not for appending: a file that was removed must not come back without its header.
+            # Not for appending: a removed file must not reappear without its header.
             with self._path.open("r+b") as file:
                 file.seek(0, 2)
                 file.write(self._buffer)
@@ -146,13 +146,13 @@ class StreamRecorder:
 
 def _create_file(folder: str | PathLike[str], request_id: str | None) -> BinaryIO:
     """
-    Create ``<request id>.jsonl``, or ``<request id>_<time in ns>.jsonl`` where that exists.
+    Create ``<request id>.jsonl``, or ``<request id>_<time in ns>.jsonl`` if that exists.
 
-    Creation is exclusive: no two streams share a file, not even those of different processes. The
-    files of one request sort by the time of their creation.
+    Creation is exclusive: no two streams share a file, even across processes. The files of one
+    request sort by the time of their creation.
 
     Args:
-        folder: The directory; it is created when it is needed.
+        folder: The directory; created when needed.
         request_id: Characters that don't belong in a file name are escaped as in a URL, and a long
             id is cut. None for ``stream``.
 

@@ -1,4 +1,4 @@
-"""Replay a workload through the adapter, and report what its clients see."""
+"""Replay a workload through the adapter, and report the clients' latencies."""
 
 from rx_backend.replay.figures import LatencyCounts, ReplayResult, RequestFigures
 from rx_backend.replay.report import (

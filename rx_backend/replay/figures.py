@@ -1,4 +1,4 @@
-"""The figures of a replay: a row per request, and latencies as counts."""
+"""The figures of a replay: one row per request, and counts of latencies."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ _TICKS_PER_MS = 100
 
 class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
     """
-    The figures of one request, as its client sees them. Times are the loop's: virtual in a virtual
-    run.
+    The figures of one request at its client. Times are the loop's: virtual in a virtual run.
 
     The TTFT counts from the arrival, with all queueing. The inter-token figures are those of row
     F4, in ms with two decimals; None without two chunks of tokens.
     """
 
     index: int
-    """Place in the workload, from 0."""
+    """Position in the workload, from 0."""
     arrival_s: float
     """Arrival, in seconds since the replay began."""
     prompt_tokens: int
     asked_tokens: int
-    """Tokens asked for."""
+    """Tokens requested."""
     tokens: int
     """Tokens received."""
     outcome: str
@@ -93,17 +92,17 @@ class ReplayResult:
     Attributes:
         title: What was replayed, on which engine.
         model: The name by which the engine serves its model; None before it has started.
-        context_length: The engine's context in tokens; None where that is not known.
-        cut: Requests that were cut to the context.
-        planned: Requests in the workload; None where that is not known.
+        context_length: The engine's context in tokens; None if unknown.
+        cut: Requests that were truncated to the context.
+        planned: Requests in the workload; None if unknown.
         requests: Figures of the requests that have ended, in the order of their ends.
         itl: Gaps between chunks with tokens, of all requests.
         tokens: Tokens received by the requests that have ended.
         tokens_by_s: Chunks with tokens received in each second since the replay began.
         running: Requests in flight.
         duration_s: Seconds from the first arrival to the last end so far.
-        stopped_by: Why the replay ended before its workload: ``interrupt``, or the message of an
-            error; None if it did not.
+        stopped_by: Why the replay ended early: ``interrupt``, or an error's message; None if it did
+            not.
     """
 
     def __init__(self, planned: int | None = None) -> None:
@@ -122,7 +121,7 @@ class ReplayResult:
 
 
 def stop_reason(error: BaseException) -> str:
-    """Return what is written in ``stopped_by`` for *error*."""
+    """Return the value of ``stopped_by`` for *error*."""
     if isinstance(error, Exception):
         return error.message if isinstance(error, BackendError) else type(error).__name__
     return "interrupt"

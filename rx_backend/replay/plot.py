@@ -27,7 +27,7 @@ class ReplayChart(Picture):
     """
     Load and TTFT over time, TTFT and ITL as distributions, and ITL against load.
 
-    Nothing is written into a panel, where a line could cross it.
+    No text is inside a panel, where a line could cross it.
 
     Args:
         result: A replay's figures.
@@ -107,7 +107,7 @@ class ReplayChart(Picture):
 
 
 def _draw_shares(axes: Axes, title: str, counts: Mapping[float, int], marks: Quantiles) -> None:
-    """Draw how many are within each latency; lines are the quantiles that the title names."""
+    """Draw the share within each latency; lines are the quantiles that the title names."""
     named = {"p50": marks.p50, "p90": marks.p90, "p99": marks.p99}
     lines = {name: value for name, value in named.items() if value is not None}
     values = [f"{name} {ms:,.1f}" for name, ms in lines.items()]

@@ -1,4 +1,4 @@
-"""The progress of a replay: a live bar on a terminal, a line now and then elsewhere."""
+"""The progress of a replay: a live bar on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def progress(
     Show the progress of a replay while the block runs.
 
     Args:
-        out: Where it is shown; a terminal gets a bar if `rich` is installed.
-        clock: Real time in seconds; decides how often something is shown.
+        out: The output; a terminal gets a bar if `rich` is installed.
+        clock: Real time in seconds; limits how often progress is shown.
 
     Yields:
-        The function to call with the result so far, as often as one likes.
+        The function to call with the result so far, at any rate.
     """
     with ExitStack() as stack:
         bar = _bar(out, stack) if out.isatty() else None

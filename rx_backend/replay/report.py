@@ -33,10 +33,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     stopped_by: str | None
     """Why the replay ended before its workload; None if it did not."""
     planned: int | None
-    """Requests in the workload; None where that is not known."""
+    """Requests in the workload; None if unknown."""
     requests: int
     completed: int
-    """Requests that ended by themselves, with `length`, `stop` and the like."""
+    """Requests that ended normally, with `length`, `stop` and the like."""
     cancelled: int
     dropped: int
     interrupted: int
@@ -44,9 +44,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[str, int]
     """Failed requests by the kind of error."""
     cut: int
-    """Requests whose prompt or output was cut to the engine's context."""
+    """Requests whose prompt or output was truncated to the engine's context."""
     context_length: int | None
-    """The engine's context, in tokens; None where that is not known."""
+    """The engine's context, in tokens; None if unknown."""
     prompt_tokens: int
     tokens: int
     duration_s: float
@@ -123,7 +123,7 @@ def write_requests(path: str | Path, result: ReplayResult) -> None:
     """
     Write the figures of each request as a line of JSON, in the order of the workload.
 
-    If the replay was stopped early, a last line says so: ``{"stopped_by":"interrupt"}``.
+    If the replay was stopped early, the last line is ``{"stopped_by":"interrupt"}``.
     """
     instance("result", result, ReplayResult)
     rows = sorted(result.requests, key=lambda row: row.index)

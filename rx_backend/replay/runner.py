@@ -1,4 +1,4 @@
-"""Replay a workload: each request arrives at its time and has a client of its own."""
+"""Replay a workload: each request arrives at its time and has its own client."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ async def replay(
     result: ReplayResult | None = None,
 ) -> ReplayResult:
     """
-    Send *workload* through an `EngineAdapter` over *engine*, and measure what clients see.
+    Send *workload* through an `EngineAdapter` over *engine*, and measure at the clients.
 
-    The engine is started first and cleaned up at the end. Time is the running loop's: virtual
-    under `rx_backend.testing.run_virtual`, real under `asyncio.run`. A request that is longer than
-    the engine's `context_length` is cut: its output to half of that, its prompt to the rest. The
-    engine's end-of-text tokens are ignored, so that answers are as long as the workload says.
+    The engine is started first and cleaned up at the end. Time is the running loop's: virtual under
+    `rx_backend.testing.run_virtual`, real under `asyncio.run`. A request that exceeds the engine's
+    `context_length` is truncated: its output to half of that, its prompt to the rest. The engine's
+    end-of-text tokens are ignored, so that answers have the workload's lengths.
 
     Args:
-        workload: The requests, in the order of arrival; taken as they are due.
-        engine: The engine, not started yet.
-        cancel_rate: Part of the clients, 0 to 1, that call `context.stop_generating()` after
-            some tokens and read on to the end.
-        drop_rate: Part of the clients, 0 to 1, that close the stream after some tokens.
-        seed: Seed of which clients these are, after how many tokens, and of the prompts.
-        vocab_size: Prompts are drawn from the token ids from 1 to below this; zeros by default,
-            which do for an engine without a model.
+        workload: The requests, in the order of arrival; iterated as they are due.
+        engine: The engine, not yet started.
+        cancel_rate: Share of the clients, 0 to 1, that call `context.stop_generating()` after some
+            tokens and read to the end.
+        drop_rate: Share of the clients, 0 to 1, that close the stream after some tokens.
+        seed: Seed for the choice of these clients, their numbers of tokens, and the prompts.
+        vocab_size: Prompts are random token ids from 1 to below this; zeros by default, which
+            suffice for an engine without a model.
         pipeline: The adapter's.
         tracer: The adapter's.
         record: The adapter's.
@@ -74,11 +74,11 @@ async def replay(
         The figures of all requests.
 
     Raises:
-        InvalidArgument: An argument does not fit, *engine* lacks a required method, or the two rates
-            sum to more than 1; or the workload raised it, a request in it does not fit, or the
-            pipeline hands out something else than `Annotated` items, and then only when the requests
-            in flight have ended.
-        Unknown: The engine's `start`, `drain` or `cleanup` failed; the message says how.
+        InvalidArgument: An argument is invalid, *engine* has no required method, or the two rates
+            sum to more than 1. Also, once the requests in flight have ended: the workload raised
+            it, a request in it is invalid, or the pipeline yields something other than `Annotated`.
+        Unknown: The engine's `start`, `drain` or `cleanup` failed; the message names which, and
+            why.
     """
     result = ReplayResult() if result is None else result
     check_rates(cancel_rate, drop_rate)
@@ -159,7 +159,7 @@ def _check(engine: LLMEngine, seed: object, on_end: object, result: object) -> N
 
 @contextmanager
 def _named(engine: LLMEngine, step: str) -> Generator[None]:
-    """Raise what fails in the block as ``Unknown``, with the names of the engine and the step."""
+    """Raise failures of the block as ``Unknown``, with the names of the engine and the step."""
     try:
         yield
     except Exception as error:
@@ -169,7 +169,7 @@ def _named(engine: LLMEngine, step: str) -> Generator[None]:
 
 
 def _cut(row: Request, context_length: int | None) -> Request:
-    """Return *row* as it fits into the context: at most half of that for the output."""
+    """Return *row* truncated to the context: at most half of that for the output."""
     if not context_length or row.prompt_tokens + row.output_tokens <= context_length:
         return row
     output = min(row.output_tokens, max(context_length // 2, 1))
@@ -178,12 +178,12 @@ def _cut(row: Request, context_length: int | None) -> Request:
 
 
 class _Plan(NamedTuple):
-    """What a client does to its own request."""
+    """A client's action on its own request."""
 
     after: int = -1
     """After how many chunks with content; -1 for never."""
     drop: bool = False
-    """Drop the stream; otherwise stop the request and read on."""
+    """Whether to drop the stream; otherwise stop the request and continue reading."""
 
 
 def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: float) -> _Plan:
@@ -198,10 +198,10 @@ def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: floa
 
 class _Client:
     """
-    The client of one request, and what it has seen so far.
+    The client of one request, and its measurements so far.
 
     Attributes:
-        problem: What makes a replay through this pipeline pointless; None while there is nothing.
+        problem: The error that makes the replay pointless; None if there is none.
     """
 
     def __init__(
@@ -247,16 +247,14 @@ class _Client:
         async for item in stream:
             if not isinstance(cast("object", item), Annotated):
                 got = type(item).__name__
-                self.problem = InvalidArgument(
-                    f"pipeline: expected one that hands out Annotated items, got {got}"
-                )
+                self.problem = InvalidArgument(f"pipeline: expected Annotated items, got {got}")
                 self._end("error", self.problem.kind)
                 return
             if item.error is not None:
                 self._end("error", item.error.kind)
                 return
             chunk = item.data
-            if chunk is None:  # an event beside the answer, as a heartbeat is
+            if chunk is None:  # an event without a chunk, such as a heartbeat
                 continue
             if has_content(chunk):
                 seen.note_content(len(chunk.token_ids))
@@ -268,7 +266,7 @@ class _Client:
                 return
 
     def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
-        """Do as planned; return whether the stream is dropped."""
+        """Execute the plan; return whether the stream is dropped."""
         if self._plan.drop:
             self._end("dropped")
         else:
@@ -279,7 +277,7 @@ class _Client:
         self._outcome, self._error = outcome, error
 
     def add_to(self, result: ReplayResult, began: float) -> None:
-        """Add the figures of the request, which has ended, to *result*."""
+        """Add the figures of the ended request to *result*."""
         ended, arrived, times = self._clock(), self._arrived, self._seen.times
         tokens = self._seen.output_tokens
         gaps, (p50, p90, p99) = token_gaps(times)

@@ -1,4 +1,4 @@
-"""One run from options to files, for `rx-backend run`."""
+"""One run, from options to files, for `rx-backend run`."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ("TRACE_VARIABLE", "RunOptions", "run")
 
 TRACE_VARIABLE = "RX_BACKEND_TRACE"
-"""Environment variable with the path of the trace that is replayed by default."""
+"""Environment variable with the path of the default trace."""
 
 _LIMIT, _REAL_LIMIT = 4000, 40
 _VOCAB = 256
-"""Every tokenizer has as many ids."""
+"""Every tokenizer has at least this many ids."""
 _OF_ENGINE = ("engine_arg", "own_args", "model_path", "vocab_size")
 _SIMULATED = (
     "error_rate",
@@ -56,16 +56,16 @@ _FILES = _SUMMARY, _REQUESTS, _SPANS, _PLOT
 
 
 class RunOptions(Struct, kw_only=True, frozen=True):
-    """What to replay, how, and where to write; the last parameters are `SimulatedEngine`'s."""
+    """The options of a run; the last ones are the parameters of `SimulatedEngine`."""
 
     trace: Path | None = None
-    """The trace; None: the one that `RX_BACKEND_TRACE` names, else a synthetic workload."""
+    """The trace; None for the one that `RX_BACKEND_TRACE` names, else a synthetic workload."""
     synthetic: bool = False
-    """Use the synthetic workload in any case."""
+    """Always use the synthetic workload."""
     limit: int | None = None
     """Maximum number of requests; 0 for all; None for 4,000, or for 40 on the real clock."""
     speed: float = 1.0
-    """Factor on the speed at which requests arrive, at least 1e-6."""
+    """Factor on the arrival rate, at least 1e-6."""
     cancel_rate: float = 0.0
     drop_rate: float = 0.0
     seed: int = 0
@@ -76,19 +76,19 @@ class RunOptions(Struct, kw_only=True, frozen=True):
     own_args: Sequence[str] | None = None
     """Arguments for its own parser, ``from_args``, instead."""
     model_path: str | None = None
-    """Its argument of this name."""
+    """The engine's argument ``model_path``."""
     vocab_size: int | None = None
-    """With *engine*, prompts are token ids drawn below this; None for 256."""
+    """With *engine*, prompts are random token ids below this; None for 256."""
     pipeline: str | None = None
     """``module:name`` of a pipeline, or of a function that returns one; None for the standard one."""
     real: bool | None = None
-    """Run on the real clock, not in virtual time; None for the real one with *engine*."""
+    """Whether to run on the real clock, not in virtual time; None: if there is an *engine*."""
     out: Path = Path("rx-backend-run")
-    """Folder to write to; created if it is missing. Files of an earlier run in it are removed."""
+    """The output folder; created if missing. Files of an earlier run in it are removed."""
     plot: bool = True
     spans: bool = True
     otlp: str | None = None
-    """Where traces and metrics go: a URL, or `true`; None for the value of `RX_BACKEND_OTLP`."""
+    """The OTLP endpoint: a URL, or `true`; None for the value of `RX_BACKEND_OTLP`."""
     error_rate: float | None = None
     max_batch: int | None = None
     step_ms: float | None = None
@@ -112,20 +112,20 @@ def run(
     """
     Replay a workload, print its table, and write its files.
 
-    If the run is interrupted, or a row of the trace is not valid, the table and the files have what
-    was done until then, and say so.
+    If the run is interrupted, or a row of the trace is invalid, the table and the files have the
+    results so far, and say so.
 
     Args:
-        options: What to do.
+        options: The options.
         say: Prints a line.
-        live: Where the progress is shown; standard error by default.
+        live: The output for progress; standard error by default.
 
     Returns:
         The figures.
 
     Raises:
         InvalidArgument: An option is out of its range or contradicts another, the engine or the
-            pipeline can't be loaded, the trace is not valid, or telemetry can't be switched on.
+            pipeline can't be loaded, the trace is invalid, or telemetry can't be enabled.
         Unknown: The engine's `start`, `drain` or `cleanup` failed.
         KeyboardInterrupt: The run was interrupted; its table is printed and its files are written.
         OSError: The files can't be written.
@@ -189,7 +189,7 @@ def _engine(options: RunOptions) -> LLMEngine:
             options.engine, options.engine_arg or (), options.own_args or (), model_path=path
         )
         if path is not None and options.own_args:
-            raise InvalidArgument("--model-path: no effect beside arguments behind --")
+            raise InvalidArgument("--model-path: no effect with arguments after --")
         if path is not None and "model_path" not in maker.arguments:
             raise InvalidArgument(f"--model-path: engine {options.engine} takes no model_path")
         return maker.make()
@@ -221,13 +221,13 @@ class _Session:
             rows = self._trace = read_trace(path, limit=limit or None)
             name = f"{self._trace.format} trace {path}"
         arriving = at_speed(rows, options.speed)
-        # A bad file is found before anything is written; a short workload is small enough to hold.
+        # A bad file is detected before anything is written; a short workload fits into memory.
         self._workload: Iterable[Request] = chain((next(arriving),), arriving)
         at_what = "" if options.speed == 1 else f", at {options.speed:g} times the speed"
         self.engine = (options.engine or "simulated").rpartition(":")[2]
         if options.pipeline:
             self.engine += f", pipeline {options.pipeline}"
-        # The chart's own figures say how many requests there were.
+        # The chart's own figures have the number of requests.
         self.result.title = f"{name}{at_what}; {self.engine}"
         if limit or not path:
             self._workload = list(self._workload)

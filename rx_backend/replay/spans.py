@@ -1,4 +1,4 @@
-"""Finished spans as JSON Lines, timed by the clock that the replay runs on."""
+"""Finished spans as JSON Lines, timed by the replay's clock."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def span_lines(
     path: str | Path, clock: Callable[[], float], provider: TracerProvider | None = None
 ) -> Generator[Tracer]:
     """
-    Write every span that ends in the block as a line of JSON; the file grows meanwhile.
+    Write every span that ends in the block as a line of JSON, immediately.
 
-    If the block is interrupted or fails, a last line says so: ``{"stopped_by":"interrupt"}``.
+    If the block is interrupted or fails, the last line is ``{"stopped_by":"interrupt"}``.
 
     Args:
         path: The file to write; replaced if it exists.
@@ -55,8 +55,8 @@ class _SpanLines(SpanProcessor):
     """
     Write spans until the file is closed.
 
-    The SDK stamps spans with the wall clock, which stands still in virtual time. Starts and
-    durations are therefore taken here; an exporter would see a span only after its end.
+    The SDK timestamps spans with the wall clock, which stands still in virtual time. So starts and
+    durations are measured here; an exporter would see a span only after its end.
     """
 
     def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:

@@ -37,18 +37,18 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
       ``input_length`` and ``output_length``. Times are in ms; for a trace in seconds, see
       `at_speed` with a speed of 0.001.
 
-    Further columns and keys are ignored. Arrivals count from the first request. Rows without output
-    tokens, which failed or generated nothing, are left out and counted. The file is read as the
-    requests are taken, so rows have to be in the order of their times.
+    Other columns and keys are ignored. Arrivals count from the first request. Rows without output
+    tokens, which failed or generated nothing, are skipped and counted. The file is read as requests
+    are needed, so rows must be in the order of their times.
 
     Args:
         path: The file.
         limit: Maximum number of requests, from the start of the file; None for all.
 
     Raises:
-        InvalidArgument: An argument does not fit; or the file can't be read, is of none of these
-            formats, has no requests, or a row is not valid; the message names file, line and column.
-            Raised while the requests are taken where the fault is not in the first line.
+        InvalidArgument: An argument is invalid, or the file can't be read, has none of these
+            formats, has no requests, or has an invalid row; the message names file, line and
+            column. If the fault is not in the first line, it is raised during iteration.
     """
     return Trace(
         file_path("path", path),
@@ -62,7 +62,7 @@ class Trace(Iterator[Request]):
 
     Attributes:
         format: ``Azure``, ``BurstGPT`` or ``Mooncake``.
-        left_out: Number of rows without output tokens, so far.
+        left_out: Number of skipped rows without output tokens, so far.
     """
 
     def __init__(self, path: Path, limit: int | None) -> None:
@@ -163,7 +163,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Azure(Struct):
-    """A row of an Azure trace; a time without an offset is UTC's."""
+    """A row of an Azure trace; a time without an offset is UTC."""
 
     time: datetime = field(name="TIMESTAMP")
     prompt: _Tokens = field(name="ContextTokens")
@@ -178,7 +178,7 @@ class Azure(Struct):
 
 
 class BurstGPT(Struct):
-    """A row of a BurstGPT trace, timed in s."""
+    """A row of a BurstGPT trace, with times in seconds."""
 
     time: Annotated[float, Meta(ge=0, le=1e12)] = field(name="Timestamp")
     prompt: _Tokens = field(name="Request tokens")
@@ -192,7 +192,7 @@ class BurstGPT(Struct):
 
 
 class Mooncake(Struct):
-    """A row of a Mooncake trace, timed in ms."""
+    """A row of a Mooncake trace, with times in ms."""
 
     time: Annotated[float, Meta(ge=0, le=1e15)] = field(name="timestamp")
     prompt: _Tokens = field(name="input_length")

@@ -1,4 +1,4 @@
-"""What is replayed: requests by arrival time, prompt length and output length."""
+"""Workloads: requests with arrival time, prompt length and output length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rx_backend.errors import InvalidArgument
 __all__ = ("LEAST_SPEED", "Request", "at_speed", "checked", "synthetic")
 
 LEAST_SPEED: Final = 1e-6
-"""A day takes longer than 2,000 years then; times that are much longer are too coarse."""
+"""At this speed a day takes over 2,000 years; floats are too coarse for much longer times."""
 
 
 class Request(NamedTuple):
@@ -45,8 +45,8 @@ def checked(workload: Iterable[Request]) -> Iterator[Request]:
     Yield *workload*, each request checked.
 
     Raises:
-        InvalidArgument: *workload* can't be iterated over; or, when it is its turn, a request is
-            none, or has figures that no request has.
+        InvalidArgument: *workload* can't be iterated; or, during iteration, an element is not a
+            request, or has invalid figures.
     """
     if not isinstance(cast("Any", workload), Iterable):
         raise InvalidArgument(f"workload: expected requests, got {workload!r}")
@@ -81,7 +81,8 @@ def synthetic(
         requests: Number of requests.
         seed: Seed of all draws.
         rate_per_s: Mean arrivals per second.
-        swing: Amplitude of the wave as a part of the mean, 0 to 1; 0 for a plain Poisson process.
+        swing: Amplitude of the wave as a fraction of the mean, 0 to 1; 0 for a plain Poisson
+            process.
         period_s: Length of the wave, in seconds.
 
     Raises:
@@ -101,7 +102,7 @@ def synthetic(
     top = rate * (1 + swing)
     while len(rows) < requests:
         if rows:
-            # Thinning: candidates at the top rate, kept in proportion to the current rate.
+            # Thinning: candidates at the peak rate, kept in proportion to the current rate.
             now += draw.expovariate(top)
             wave = 1 + swing * cos(tau * (now / period - _PEAK))
             if draw.random() * (1 + swing) >= wave:
@@ -114,7 +115,7 @@ def synthetic(
 
 _PEAK = 0.58
 
-# (part of the requests, tokens): the trace's own quantiles, straight lines between them.
+# (share of the requests, tokens): the trace's quantiles, interpolated linearly.
 _PROMPT_TOKENS = (
     (0.0, 2), (0.01, 29), (0.02, 91), (0.05, 181), (0.1, 207), (0.15, 372), (0.2, 387),
     (0.3, 403), (0.4, 703), (0.45, 984), (0.5, 1020), (0.6, 1071), (0.7, 1130), (0.75, 1189),

@@ -1,4 +1,4 @@
-"""Streams that a client can come back to."""
+"""Streams that a client can resume."""
 
 from rx_backend.resumable._errors import StreamNotFound, TooManyStreams
 from rx_backend.resumable._ids import parse_event_id

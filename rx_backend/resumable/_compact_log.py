@@ -19,42 +19,41 @@ __all__ = ("CompactLog",)
 Item = Annotated[LLMEngineOutput]
 
 _OBJECT: Final = -1
-# What else is held in the buffers, and how many such shapes there are.
+# The shapes of items held in the buffers, and their number.
 _IDS, _TEXT, _TEXT_BY_TOKEN, _SHAPES = range(4)
-# Of an item: its shape, and where its tokens and its text end.
+# Per item: its shape, and the ends of its tokens and its text.
 _BYTES_PER_ITEM: Final = 3 * 8
 _BYTES_PER_TOKEN: Final = 4
 
 
 class CompactLog:
     """
-    The items of one answer, and any position to read them from: a ``ReplayLog``.
+    The items of one answer, readable from any position: a ``ReplayLog``.
 
-    An item with nothing but token ids, text and index takes 24 bytes, 4 for each token, and those of
-    its text in UTF-8; one of a single token may have that token's text in ``tokens`` too. All of
-    these from a position on, up to an item of another shape or of another answer, come out as one.
-    Any other item (a terminal, log probabilities, the first chunk with its
-    trace link, an error item) is held as a copy, and comes out alone.
+    An item with only token ids, text and index takes 24 bytes, plus 4 per token and its text in
+    UTF-8; one of a single token may also have that token's text in ``tokens``. Consecutive items of
+    the same shape and answer come out as one. Any other item (a terminal, log probabilities, the
+    first chunk with its trace link, an error item) is held as a copy, and comes out separately.
 
-    An error item is held without the traceback of its error, which would hold the frames of the
-    engine; the chain of causes is kept.
+    An error item is held without the traceback of its error, which would keep the engine's frames
+    alive; the chain of causes is kept.
 
     Args:
-        max_bytes: How much to hold. What was delivered is dropped first, oldest first, an eighth at
-            once; what was not is never dropped.
+        max_bytes: How much to hold. Delivered items are dropped, oldest first, an eighth at a time;
+            undelivered ones are never dropped.
         on_drop: Called when items were dropped.
 
     Attributes:
         first: The oldest position to read from.
-        head: How many items came.
-        delivered: The position that the fastest reader had reached when the log was last asked.
-        begun: The position behind the first item of each answer that a client sees: one with text, log
+        head: How many items there have been.
+        delivered: The fastest reader's position at the last :meth:`make_room`.
+        begun: For each answer, the position after its first visible item: one with text, log
             probabilities or a finish reason.
-        usages: What each terminal said that its answer cost, with the position behind it; kept when
-            the terminal is dropped.
-        held_bytes: What is held: the bytes above, and of objects what ``sys.getsizeof`` says of all
-            their parts. Spare room of the buffers, at most an eighth, is not counted, nor is some
-            kilobyte for the log itself.
+        usages: The usage of each terminal, with the position after it; kept when the terminal is
+            dropped.
+        held_bytes: The size of what is held: the bytes above, and for objects ``sys.getsizeof`` of
+            all their parts. Spare buffer capacity, at most an eighth, and about a kilobyte for the
+            log itself are not counted.
 
     >>> log = CompactLog(1_000)
     >>> for chunk in (LLMEngineOutput([7], text="a"), LLMEngineOutput([8, 9], text="b")):
@@ -89,15 +88,15 @@ class CompactLog:
         self.delivered = 0
         self._max_bytes = max_bytes
         self._on_drop = on_drop
-        # Of each item from `first` on. Ends are counted from the answer's beginning, and the one
-        # before the first item is there too.
+        # For each item from `first` on. Ends count from the answer's beginning, and include the end
+        # before the first item.
         self._kinds = array("q")
         self._token_ends = array("Q", [0])
         self._text_ends = array("Q", [0])
         self._tokens = array("I")
         self._text = bytearray()
         self._objects: dict[int, Item] = {}
-        # What a reader that keeps up gets next, at less cost than out of the buffers.
+        # The newest item, which a reader that keeps up gets at less cost than from the buffers.
         self._last: tuple[list[int], str | None, int | None, bool] | None = None
         self.begun: dict[int, int] = {}
         self.usages: list[tuple[int, CompletionUsage]] = []
@@ -108,7 +107,7 @@ class CompactLog:
         Hold one more item.
 
         Raises:
-            InvalidArgument: It is no ``Annotated``.
+            InvalidArgument: It is not an ``Annotated``.
         """
         if not self._append_plain(item):
             self._append_object(item)
@@ -119,19 +118,19 @@ class CompactLog:
             self._note(item.data)
 
     def _note(self, chunk: LLMEngineOutput) -> None:
-        """Note what is asked for when the chunk itself may have been dropped."""
+        """Record what is needed even after the chunk itself has been dropped."""
         if chunk.text or chunk.log_probs or chunk.finish_reason is not None:
             self.begun.setdefault(chunk.index or 0, self.head)
         if chunk.finish_reason is not None and chunk.completion_usage is not None:
             self.usages.append((self.head, chunk.completion_usage))
 
     def _append_plain(self, item: Item) -> bool:
-        """Hold an item in the buffers; return whether it is of that shape."""
+        """Hold an item in the buffers, if it has such a shape; return whether it has."""
         chunk = getattr(item, "data", None)
         if type(chunk) is not LLMEngineOutput:
             return False
         ids, text, index = chunk.token_ids, chunk.text, chunk.index
-        # As `detokenize` makes them: the text of the chunk is that of its token.
+        # As made by `detokenize`: the text of the chunk is that of its token.
         by_token = chunk.tokens is not None and text is not None and len(ids) == 1
         if item != _plain(ids, text, index, by_token=by_token):
             return False
@@ -143,7 +142,7 @@ class CompactLog:
             shape = _TEXT_BY_TOKEN if by_token else _IDS if text is None else _TEXT
             self._kinds.append(shape + (0 if index is None else _SHAPES * (index + 1)))
         except (TypeError, AttributeError, OverflowError):
-            # Of a type or size that the wire doesn't know.
+            # Of a type or size without a wire form.
             return False
         self._tokens += tokens
         self._text += data
@@ -162,7 +161,7 @@ class CompactLog:
         self.held_bytes += _BYTES_PER_ITEM + size_of(held)
 
     def read(self, position: int) -> tuple[Item, int]:
-        """Return what comes from *position* on as one item of the reader's own, and where it ends."""
+        """Return the items from *position* on, merged into a new one, and the position after it."""
         if position == self.head - 1 and self._last is not None:
             ids, text, index, by_token = self._last
             return _plain(ids[:], text, index, by_token=by_token), self.head
@@ -192,7 +191,7 @@ class CompactLog:
 
     def make_room(self, delivered: int) -> bool:
         """
-        Return whether another item may come, dropping what was delivered where that is needed.
+        Return whether another item may come, after dropping delivered items if needed.
 
         Args:
             delivered: The position that the fastest reader has reached.
@@ -220,7 +219,7 @@ class CompactLog:
         )
 
     def _drop(self, count: int, left: int) -> None:
-        """Drop the oldest items; the buffers are made anew, since they don't shrink by themselves."""
+        """Drop the oldest items; the buffers are recreated, because they don't shrink in place."""
         for position in range(self.first, self.first + count):
             self._objects.pop(position, None)
         self._tokens = self._tokens[self._token_ends[count] - self._token_ends[0] :]
@@ -240,7 +239,7 @@ def _plain(ids: list[int], text: str | None, index: int | None, *, by_token: boo
 
 
 def _own(item: Item) -> Item:
-    """Return a copy for one reader, its error included, whose traceback grows when it is raised."""
+    """Return a copy for one reader, including its error, whose traceback grows when raised."""
     own = own_copy(item)
     if own is item:
         own = copy.copy(item)
@@ -250,7 +249,7 @@ def _own(item: Item) -> Item:
 
 
 def _without_frames(error: BackendError) -> BackendError:
-    """Return a copy without tracebacks, that of its causes included."""
+    """Return a copy without tracebacks, including those of its causes."""
     try:
         held = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
     except Exception:

@@ -1,4 +1,4 @@
-"""What goes wrong with a stream that a client wants to come back to."""
+"""The errors of resumable streams."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ("StreamNotFound", "TooManyStreams", "check_item")
 
 
 class StreamNotFound(InvalidArgument):
-    """No stream has this id, any more or for this owner; which of these is not told."""
+    """There is no such stream, it was forgotten, or it has another owner; it isn't said which."""
 
 
 class TooManyStreams(CannotConnect):
-    """As many streams as ``max_streams`` allows are running; the request may be tried again later."""
+    """All ``max_streams`` streams are running or being read; the request may be retried later."""
 
 
 def check_item(item: object) -> None:
     """
-    Check that *item*, of a user's pipeline, is one that can be held.
+    Check that *item*, from a user's pipeline, can be held.
 
     Raises:
-        InvalidArgument: It is no ``Annotated``.
+        InvalidArgument: It is not an ``Annotated``.
     """
     if not isinstance(item, Annotated):
         raise InvalidArgument(
-            f"resumable streams hold Annotated items; the pipeline yielded {type(item).__name__}"
+            f"pipeline: expected Annotated items for a resumable stream, got {type(item).__name__}"
         )

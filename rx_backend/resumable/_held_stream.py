@@ -1,4 +1,4 @@
-"""One stream that is held, from its first item until it is forgotten."""
+"""One held stream, from its first item until it is forgotten."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SHORTEST_KEEP_S: Final = 1.0
 
 class HeldStream:
     """
-    An answer with its readers: it runs until it has ended, and is kept for a while then.
+    An answer with its readers: it runs until it has ended, and is then kept for a while.
 
     Args:
         id: The stream's id.
-        opened: What the source has opened; released at the end.
-        options: The bounds.
-        table: Notified of what happens.
+        opened: The source's stream; released at the end.
+        options: The limits.
+        table: Notified of events.
 
     Attributes:
-        context, owner, created: As of *opened*.
-        log: The items that are held.
-        shared: What readers read.
+        context, owner, created: Those of *opened*.
+        log: The held items.
+        shared: The stream that readers read.
         is_over: Whether the answer has ended.
         cut_off: Why the answer was closed before its end, if it was.
     """
@@ -54,12 +54,12 @@ class HeldStream:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.log = CompactLog(options.max_bytes, self._dropped)
-        goes_on = options.when_left == "continue" and opened.begun_here
+        continues = options.when_left == "continue" and opened.begun_here
         self.shared: SharedStream[Item] = SharedStream(
             opened.items,
             log=self.log,
             ahead=options.max_ahead,
-            linger_s=None if goes_on else options.linger_s,
+            linger_s=None if continues else options.linger_s,
             on_abandoned=self._left,
             on_end=self._ended,
         )
@@ -67,7 +67,7 @@ class HeldStream:
 
     @property
     def waits_for(self) -> str | None:
-        """The bound at which the engine waits for a reader, if it does."""
+        """The limit at which the engine waits for a reader, if it does."""
         log, options = self.log, self._options
         if self.is_over or log.head == log.delivered:
             return None
@@ -86,12 +86,12 @@ class HeldStream:
         return self._opened is None or self._opened.begun_here
 
     def shut_down(self) -> None:
-        """Prepare to be closed because the process ends."""
+        """Prepare to be closed because the process shuts down."""
         if self._opened is not None:
             self._opened.shut_down()
 
     def close(self, error: BackendError) -> None:
-        """Drop an answer that has not ended; its readers get *error* behind what is held."""
+        """Drop an answer that has not ended; its readers get *error* after the held items."""
         if not self.is_over and self.cut_off is None:
             self.cut_off = error
         self.shared.close()
@@ -101,24 +101,24 @@ class HeldStream:
         opened = self._opened
         await self.shared.aclose()
         if opened is not None:
-            # What was never pulled has not released itself.
+            # A stream that was never pulled has not released itself.
             await opened.aclose()
         self._end()
 
     def forget(self) -> None:
-        """Keep a stream that is over no longer."""
+        """Stop keeping an ended stream."""
         if self._timer is not None:
             self._timer.cancel()
 
     def count_lag(self) -> None:
-        """Count a reader that fell behind what is held."""
+        """Count a reader whose next item was dropped."""
         self._table.count_bound("max_bytes", "reader_failed")
 
     async def read(self, after: int) -> Reader[Item]:
         """
         Return a reader of what comes after the first *after* items.
 
-        Items up to there that are known elsewhere are pulled first.
+        If items up to there are known elsewhere, they are pulled first.
 
         Raises:
             PositionDropped, PositionUnknown: As ``SharedStream.read``.
@@ -134,14 +134,15 @@ class HeldStream:
     async def _ended(self, failure: BaseException | None) -> None:
         opened = self._opened
         if failure is not None:
-            # Held until the answer is forgotten: its frames would hold engine and request.
+            # It is held until the answer is forgotten, and its frames would keep engine and request
+            # alive.
             failure.__traceback__ = None
         self._end()
         if opened is not None:
             await opened.aclose()
 
     def _left(self) -> None:
-        """Stop the engine, or leave it to others: there was no reader here for ``linger_s``."""
+        """Stop the engine, or release the stream, after ``linger_s`` without a reader here."""
         if self.is_over:
             return
         if not self.begun_here:
@@ -155,14 +156,16 @@ class HeldStream:
         self.stop()
 
     def _cut(self) -> None:
-        """Close an answer that the engine did not end after the stop."""
+        """Close an answer that the engine has not ended after the stop."""
         self._table.count_bound("stop_grace_s", "closed")
         grace_s = self._options.stop_grace_s
-        error = Cancelled(f"stopped without a reader, and not ended within {grace_s:g} s")
+        error = Cancelled(
+            f"stopped without a reader, but the engine did not end within {grace_s:g} s"
+        )
         self._table.close_soon(self, error)
 
     def _end(self) -> None:
-        """Note the end of the answer, and keep it for a while. Idempotent."""
+        """Record the end of the answer, and keep it for a while. Idempotent."""
         if self.is_over:
             return
         self.is_over = True
@@ -173,7 +176,7 @@ class HeldStream:
         self._table.ended(self)
 
     def _expire(self) -> None:
-        """Forget the answer, unless it is being read; then look again after a while."""
+        """Forget the answer, or check again later if it is being read."""
         if self.shared.readers:
             again_s = max(self._options.keep_s, _SHORTEST_KEEP_S)
             self._timer = self._loop.call_later(again_s, self._expire)

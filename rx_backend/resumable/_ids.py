@@ -15,12 +15,12 @@ _LONGEST_SHOWN: Final = 80
 
 
 def new_stream_id() -> str:
-    """Return an id that can't be guessed: 128 bits of the system's entropy, as 22 characters."""
+    """Return an unguessable id: 128 bits of the system's entropy, as 22 characters."""
     return secrets.token_urlsafe(16)
 
 
 def event_id(stream_id: str, position: int) -> str:
-    """Return the id of the event behind which *position* items of a stream have been read."""
+    """Return the id of the event after which *position* items of a stream have been read."""
     return f"{stream_id}:{position}"
 
 
@@ -45,10 +45,10 @@ def parse_event_id(text: str) -> tuple[str, int]:
 
 def check_text(name: str, text: object) -> None:
     """
-    Check that *text* is one.
+    Check that *text* is a string.
 
     Raises:
-        InvalidArgument: It is something else; names the argument.
+        InvalidArgument: It is not; names the argument.
     """
     if not isinstance(text, str):
-        raise InvalidArgument(f"{name}: expected a text, got {text!r}")
+        raise InvalidArgument(f"{name}: expected a string, got {text!r}")

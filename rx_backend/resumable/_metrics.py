@@ -1,4 +1,4 @@
-"""What is counted of resumable streams, as OpenTelemetry metrics."""
+"""OpenTelemetry metrics of resumable streams."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PREFIX: Final = "rx_backend.resumable"
 
 class Held(NamedTuple):
     """
-    What one ``ResumableStreams`` holds.
+    The numbers of what one ``ResumableStreams`` holds.
 
     Attributes:
         running: Streams whose answer has not ended.
-        kept: Streams whose answer has.
+        kept: Streams whose answer has ended.
         readers: Readers of both.
         held_bytes: Bytes of the items of both.
-        waiting: Streams whose engine waits for a reader, by the option that makes it wait.
+        waiting: Streams whose engine waits for a reader, by the limiting option.
     """
 
     running: int
@@ -48,7 +48,7 @@ class ResumableMetrics(SharedInstruments):
     def __init__(self, meter: Meter) -> None:
         self._tables: WeakSet[StreamTable] = WeakSet()
         self._bounds = meter.create_counter(
-            f"{_PREFIX}.bounds", "{time}", "How often a bound took effect, by option and effect"
+            f"{_PREFIX}.bounds", "{time}", "How often a limit took effect, by option and effect"
         )
         self._requests = meter.create_counter(
             f"{_PREFIX}.resumes", "{request}", "Requests for the rest of a stream, by outcome"
@@ -60,11 +60,11 @@ class ResumableMetrics(SharedInstruments):
         create(f"{_PREFIX}.held", [self._bytes], "By", "Bytes of the items that are held")
 
     def observe(self, table: StreamTable) -> None:
-        """Observe what *table* holds from now on, while it lives. Idempotent."""
+        """Observe *table* from now on, while it exists. Idempotent."""
         self._tables.add(table)
 
     def count_bound(self, option: str, effect: str) -> None:
-        """Count that the bound *option* took effect."""
+        """Count that the limit *option* took effect."""
         self._bounds.add(1, {"rx_backend.bound": option, "rx_backend.effect": effect})
 
     def count_resume(self, outcome: str) -> None:

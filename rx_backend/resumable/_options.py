@@ -1,4 +1,4 @@
-"""The options of resumable streams, checked."""
+"""The validated options of resumable streams."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
 WhenLeft: TypeAlias = Literal["stop", "continue"]
 
 MayRead: TypeAlias = Callable[[str | None, str | None], bool]
-"""Takes the owner of a stream and the one who asks; returns whether that one may read and stop it."""
+"""Takes a stream's owner and the caller; returns whether the caller may read and stop it."""
 
 
 def same_owner(owner: str | None, asking: str | None) -> bool:
     """
-    Return whether the one who asks is the owner of the stream.
+    Return whether the caller is the owner of the stream.
 
-    A stream without an owner is for those who ask without one: whoever knows its id.
+    A stream without an owner may be read by any caller without an owner who knows its id.
     """
     return owner == asking
 
@@ -29,10 +29,10 @@ def same_owner(owner: str | None, asking: str | None) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """
-    The bounds of :class:`ResumableStreams`, where they are explained.
+    The limits of :class:`ResumableStreams`, which documents them.
 
     Raises:
-        InvalidArgument: One does not fit; names it.
+        InvalidArgument: One is invalid; names it.
     """
 
     max_streams: int
@@ -58,7 +58,7 @@ class Options:
 
     def allows(self, owner: str | None, asking: str | None) -> bool:
         """
-        Return whether the one who asks may read a stream of *owner*.
+        Return whether the caller *asking* may read a stream of *owner*.
 
         Raises:
             TypeError: ``may_read`` returned something other than True or False.

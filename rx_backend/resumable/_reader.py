@@ -1,4 +1,4 @@
-"""What one client reads of a resumable stream."""
+"""One client's reader of a resumable stream."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ResumableReader:
     """
     One reader of a stream: an async iterator of its items, and an async context manager.
 
-    Each item's ``id`` is its event id, to resume behind it. What a reader is behind comes as few
-    merged items. Closing the reader, cancelling its pull and losing it leave the answer alone: it
-    goes on for the other readers, and for ``linger_s`` without any.
+    Each item's ``id`` is its event id, from which to resume after it. A lagging reader gets few
+    merged items. Closing the reader, cancelling its pull and dropping the last reference do not
+    affect the answer: it continues for the other readers, and for ``linger_s`` without any.
 
     Made by :class:`ResumableStreams`.
 
@@ -34,11 +34,10 @@ class ResumableReader:
         stream_id: The stream's id.
         position: How many of the answer's items were handed out to this reader and those before it.
         context: The request's context.
-        created: When the answer was begun, in seconds since the epoch.
-        earlier_answers: The answers of which a client has seen something before the reader's first item:
-            text, log probabilities or an end.
-        earlier_usage: What the terminals before the reader's first item said that their answers
-            cost.
+        created: When the answer was started, in seconds since the epoch.
+        earlier_answers: The answers of which a client saw text, log probabilities or the end before
+            the reader's first item.
+        earlier_usage: The usages of the terminals before the reader's first item.
     """
 
     def __init__(
@@ -90,12 +89,12 @@ class ResumableReader:
         """
         Wait for the first token, so that a failure before it is raised here (rows S5, S6).
 
-        As :meth:`rx_backend.ResponseStream.peek_first`. Where the stream was begun for this reader,
-        a failure forgets the stream.
+        Like :meth:`rx_backend.ResponseStream.peek_first`. If the stream was started for this
+        reader, a failure forgets the stream.
 
         Raises:
-            BackendError: The error that came before any token and any other terminal; ``Unknown``
-                for an ``error`` terminal. The reader is closed.
+            BackendError: The error that came before any token or other terminal; ``Unknown`` for an
+                ``error`` terminal. The reader is closed.
         """
         position, peeked = self.position, list[tuple[Item, int]]()
         try:
@@ -103,7 +102,7 @@ class ResumableReader:
             await run.aclose()
         except Exception as error:
             await self.aclose()
-            # One that has fallen behind the others has no say in theirs.
+            # A reader that lags behind others must not discard their stream.
             if self._discard is not None and not isinstance(error, PositionDropped):
                 await self._discard()
             typed = as_backend_error(error)
@@ -111,7 +110,7 @@ class ResumableReader:
                 raise
             raise typed from error
         except BaseException:
-            # As by the cancellation of any pull, the reader leaves: what was pulled is gone.
+            # As with any cancelled pull, the reader leaves, and the pulled items are lost.
             await self.aclose()
             raise
         finally:

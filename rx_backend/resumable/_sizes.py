@@ -12,10 +12,10 @@ __all__ = ("size_of",)
 
 def size_of(value: object) -> int:
     """
-    Return the bytes of *value* and of all that it holds, as ``sys.getsizeof`` measures them.
+    Return the size in bytes of *value* and its contents, as measured by ``sys.getsizeof``.
 
-    Structs, lists, tuples, dicts and exceptions with their causes are entered; what appears twice is
-    counted twice, and any other object without what it refers to.
+    Structs, lists, tuples, dicts and exceptions with their causes are traversed; duplicates count
+    twice, and any other object counts without what it refers to.
 
     >>> size_of([1, 2]) == sys.getsizeof([1, 2]) + sys.getsizeof(1) + sys.getsizeof(2)
     True

@@ -1,4 +1,4 @@
-"""Where resumable streams come from."""
+"""The sources of resumable streams."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ("AdapterSource", "OpenedStream", "StreamSource")
 
 class OpenedStream:
     """
-    One answer as a source hands it out, for :class:`ResumableStreams` to hold.
+    One answer from a source, for :class:`ResumableStreams` to hold.
 
     Args:
-        items: The answer's items, the first one first. They are pulled and closed by one task.
+        items: The answer's items, from the first on. One task pulls and closes them.
         context: The request's context.
-        owner: Whose answer it is.
-        created: When it was begun, in seconds since the epoch; now by default.
-        begun_here: Whether its engine's stream is in this process. One that is elsewhere is released
-            and forgotten when its last reader here has left for ``linger_s``, and not stopped. A
-            source sets the attribute where an engine here takes over, or one elsewhere does.
+        owner: The answer's owner.
+        created: When it was started, in seconds since the epoch; now by default.
+        begun_here: Whether its engine's stream is in this process. If it is elsewhere, the stream
+            is released and forgotten ``linger_s`` after its last reader here has left, but not
+            stopped. A source updates the attribute when an engine here or elsewhere takes over.
 
     Attributes:
         items: The items, as a run that may be closed while it is pulled.
@@ -52,16 +52,16 @@ class OpenedStream:
 
     def watch(self, shared: SharedStream[Annotated[LLMEngineOutput]]) -> None:
         """
-        Take notice of the ``SharedStream`` that the items are read from; called once, at the start.
+        Receive the ``SharedStream`` from which the items are read; called once, at the start.
 
-        By default nothing is done. A source with readers elsewhere adds a mark for each.
+        By default this does nothing. A source with readers elsewhere adds a mark for each.
         """
 
     async def head(self) -> int:
         """
-        Return how many items the answer has so far, where that may be more than were pulled.
+        Return how many items the answer has so far, which may be more than were pulled.
 
-        Asked when a reader wants a position that has not been pulled. By default 0.
+        Called when a reader wants a position that has not been pulled. By default 0.
         """
         return 0
 
@@ -69,32 +69,32 @@ class OpenedStream:
         """
         Ask the engine to end the answer; by default through the context (rows A2 to A4).
 
-        Where that takes time, :meth:`aclose` waits until it is done.
+        If that takes time, :meth:`aclose` waits for it.
         """
         self.context.stop_generating()
 
     def shut_down(self) -> None:
-        """Prepare to be closed because the process ends; by default a stop, if it was begun here."""
+        """Prepare for the process's shutdown; by default stop the stream if it was started here."""
         if self.begun_here:
             self.stop()
 
     async def aclose(self) -> None:
-        """End the items, also while they are pulled, and release what belongs to them. Idempotent."""
+        """End the items, even during a pull, and release their resources. Idempotent."""
         await self.items.aclose()
 
 
 @runtime_checkable
 class StreamSource(Protocol):
-    """Where streams are begun, and where those are found that were begun elsewhere."""
+    """Starts streams, and finds those that were started elsewhere."""
 
     async def start(
         self, id: str, request: PreprocessedRequest, context: RequestContext, owner: str | None
     ) -> OpenedStream:
         """
-        Begin the answer to *request* under the stream id *id*.
+        Start the answer to *request* under the stream id *id*.
 
         Raises:
-            BackendError: The engine's set-up failed (row S5); nothing is left then.
+            BackendError: The engine's set-up failed (row S5); nothing remains.
         """
         ...
 
@@ -102,7 +102,7 @@ class StreamSource(Protocol):
         """
         Return the stream *id*, which is not held here, from its beginning; None if there is none.
 
-        It may be wanted for its owner alone, or to be stopped, and is closed then.
+        It may be needed only to check its owner or to stop it, and is then closed.
         """
         ...
 
@@ -112,7 +112,7 @@ class AdapterSource:
     A source whose streams are those of an adapter, in this process.
 
     Args:
-        adapter: Its streams have ``Annotated`` items.
+        adapter: The adapter; its streams must have ``Annotated`` items.
     """
 
     def __init__(self, adapter: EngineAdapter[Annotated[LLMEngineOutput]]) -> None:
@@ -131,5 +131,5 @@ class AdapterSource:
         return OpenedStream(stream, context=context, owner=owner)
 
     async def find(self, id: str) -> OpenedStream | None:
-        """Return None: streams that this process doesn't hold are nowhere else."""
+        """Return None: there are no streams other than those of this process."""
         return None

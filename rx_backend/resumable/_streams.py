@@ -1,4 +1,4 @@
-"""Streams that a client can come back to, by id and position."""
+"""Streams that a client can resume, by id and position."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ __all__ = ("ResumableStreams",)
 
 class ResumableStreams:
     """
-    Hold running and just-ended answers, for clients that lose their connection and come back.
+    Hold running and recently ended answers, for clients that lose their connection and resume.
 
-    A client that has read to a position asks for the rest by stream id and position, and gets it
-    once, also while the engine continues. Several clients may read one answer, each at its own pace.
-    Make one per process, on the event loop that it serves, and close it before the engine is cleaned
-    up; it is an asynchronous context manager.
+    A client requests the rest of an answer by stream id and position, and gets it once, even while
+    the engine continues. Several clients may read one answer, each at its own pace. Create one per
+    process, on the serving event loop, and close it before the engine is cleaned up; it is an
+    asynchronous context manager.
 
     Args:
-        source: An adapter; or where else streams come from.
-        max_streams: How many streams are held, running and ended. One more takes the place of the
-            one that ended first and has no reader; if there is none it is `TooManyStreams`.
+        source: An adapter, or another source of streams.
+        max_streams: How many streams are held, running and ended. A further one replaces the
+            earliest-ended stream without readers; if there is none, it fails with `TooManyStreams`.
         max_ahead: How many items the engine may be ahead of the fastest reader before it waits.
-        max_bytes: How many bytes of a stream's items are held. What the fastest reader has read is
-            dropped first, oldest first; when nothing is left to drop, the engine waits.
+        max_bytes: How many bytes of a stream's items are held. Items that the fastest reader has
+            read are dropped, oldest first; when there are none left to drop, the engine waits.
         linger_s: How long a stream runs without a reader, in seconds, before it is stopped.
-        when_left: ``continue``: the engine comes to its end without readers too; neither `linger_s`
-            nor `max_ahead` applies while there is none, and `max_bytes` drops what nobody has read.
+        when_left: ``continue``: the engine runs to its end even without readers; meanwhile neither
+            `linger_s` nor `max_ahead` applies, and `max_bytes` drops unread items.
         stop_grace_s: How long an engine may take to end after that stop, in seconds, before its
             stream is closed.
         keep_s: How long an answer can be read after its end, in seconds; longer while it is read.
-        may_read: Decides by the stream's owner and the one who asks who may read and stop it.
+        may_read: Decides, from the stream's owner and the caller, whether the caller may read and
+            stop it.
         meter_provider: Receives metrics; the global provider by default.
 
     Raises:
-        InvalidArgument: An option does not fit; names it.
+        InvalidArgument: An option is invalid; names it.
 
     >>> import asyncio
     >>> from rx_backend.engines import SampleEngine
@@ -63,7 +64,7 @@ class ResumableStreams:
     ...     async with ResumableStreams(adapter) as streams:
     ...         async with await streams.start(PreprocessedRequest(token_ids=[1])) as reader:
     ...             begun = [(await anext(reader)).data.token_ids for _ in range(3)]
-    ...         # The connection is lost; the client comes back.
+    ... # The connection is lost; the client reconnects.
     ...         async with await streams.resume(reader.stream_id, after=reader.position) as reader:
     ...             rest = [item.data.token_ids async for item in reader]
     ...     return begun, sum(rest, [])
@@ -100,7 +101,7 @@ class ResumableStreams:
         self._is_closed = False
 
     def __len__(self) -> int:
-        """Return the number of streams that are held."""
+        """Return the number of held streams."""
         return len(self._table)
 
     async def start(
@@ -111,15 +112,15 @@ class ResumableStreams:
         owner: str | None = None,
     ) -> ResumableReader:
         """
-        Begin the answer to *request*, and return its first reader.
+        Start the answer to *request*, and return its first reader.
 
         Args:
             request: The request.
             context: Its identity and cancellation; a new one by default.
-            owner: Who may come back for it, as `may_read` decides.
+            owner: Who may resume it, subject to `may_read`.
 
         Raises:
-            BackendError: As ``EngineAdapter.generate``; nothing is left then.
+            BackendError: As for ``EngineAdapter.generate``; nothing remains.
             TooManyStreams: There is no room for it.
             EngineShutdown: The streams are closed.
         """
@@ -138,19 +139,19 @@ class ResumableStreams:
 
     async def resume(self, id: str, after: int = 0, *, owner: str | None = None) -> ResumableReader:
         """
-        Return one more reader of a stream, for what comes behind the first *after* items.
+        Return another reader of a stream, which starts after the first *after* items.
 
         Args:
             id: The stream's id.
-            after: How many of the items are known already.
-            owner: Who asks.
+            after: How many of the items the client has.
+            owner: The caller.
 
         Raises:
-            StreamNotFound: There is no such stream, or `may_read` says no.
-            PositionDropped: Some of the rest is not held any more.
-            PositionUnknown: The stream has not so many items yet.
-            InvalidArgument: An argument does not fit; names it.
-            TooManyStreams: The stream was begun elsewhere, and there is no room for it here.
+            StreamNotFound: There is no such stream, or `may_read` returns False.
+            PositionDropped: Part of the rest is no longer held.
+            PositionUnknown: The stream does not have that many items yet.
+            InvalidArgument: An argument is invalid; names it.
+            TooManyStreams: The stream was started elsewhere, and there is no room for it here.
             EngineShutdown: The streams are closed.
         """
         check_text("id", id)
@@ -166,12 +167,12 @@ class ResumableStreams:
 
     async def stop(self, id: str, *, owner: str | None = None) -> None:
         """
-        Ask the engine to end a stream, whoever reads it; its readers get the terminal (row A2).
+        Ask the engine to end a stream, for all readers, which get the terminal (row A2).
 
-        A stream that has ended is left as it is.
+        A stream that has ended is not changed.
 
         Raises:
-            StreamNotFound: There is no such stream, or `may_read` says no.
+            StreamNotFound: There is no such stream, or `may_read` returns False.
             EngineShutdown: The streams are closed.
         """
         check_text("id", id)
@@ -192,8 +193,8 @@ class ResumableStreams:
         """
         Close all streams, and wait until everything is released. Idempotent.
 
-        Answers that run are stopped and dropped; their readers get `EngineShutdown`. The request of
-        one that is still being set up is killed; ``start`` raises when its engine has answered.
+        Running answers are stopped and dropped; their readers get `EngineShutdown`. A request that
+        is still being set up is killed; its ``start`` raises once the engine has returned.
         """
         self._is_closed = True
         await self._table.aclose(EngineShutdown("the streams were closed"))
@@ -205,7 +206,7 @@ class ResumableStreams:
         await self.aclose()
 
     def held(self) -> Held:
-        """Return what is held at the moment, as the metrics have it."""
+        """Return the current numbers, as in the metrics."""
         return self._table.figures()
 
     def _check_open(self) -> None:
@@ -213,7 +214,7 @@ class ResumableStreams:
             raise EngineShutdown("the streams are closed")
 
     async def _hold(self, id: str, opened: OpenedStream) -> HeldStream:
-        """Hold what the source has opened."""
+        """Hold a stream that the source has opened."""
         try:
             self._check_open()
             return self._table.add(id, opened)
@@ -222,7 +223,7 @@ class ResumableStreams:
             raise
 
     async def _found(self, id: str, owner: str | None) -> HeldStream:
-        """Return the stream *id*, which *owner* may read, also where it was begun elsewhere."""
+        """Return the stream *id*, which *owner* may read, even if it was started elsewhere."""
         self._check_open()
         held = self._table.get(id)
         if held is None:
@@ -235,7 +236,7 @@ class ResumableStreams:
         return held
 
     async def _take_in(self, id: str, opened: OpenedStream, owner: str | None) -> HeldStream | None:
-        """Hold a stream that was begun elsewhere, unless it is held by now or may not be read."""
+        """Hold a stream that was started elsewhere, unless it is held by now or may not be read."""
         held = self._table.get(id)
         try:
             if held is None and self._options.allows(opened.owner, owner):

@@ -1,4 +1,4 @@
-"""The streams of one process: which run, which are kept, and whether there is room for more."""
+"""The streams of one process: running ones, kept ones, and room for more."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ("StreamTable",)
 
 class StreamTable:
     """
-    All streams that are held, by id.
+    All held streams, by id.
 
     Args:
-        options: The bounds.
+        options: The limits.
         meter_provider: Receives metrics; the global provider by default.
     """
 
     def __init__(self, options: Options, meter_provider: MeterProvider | None) -> None:
         self._options = options
         self._meter_provider = meter_provider
-        # What is being opened, and the context of what is begun, for which there has to be room.
+        # Streams being opened, and the contexts of those being started, for which room is reserved.
         self._opening: dict[asyncio.Event, RequestContext | None] = {}
         self._running: dict[str, HeldStream] = {}
-        # Those that ended, in the order of their ends.
+        # Ended streams, in the order in which they ended.
         self._kept: dict[str, HeldStream] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -49,10 +49,10 @@ class StreamTable:
 
     def make_room(self) -> None:
         """
-        Make room for one more stream, in place of the one that ended first where there is none.
+        Make room for one more stream, if needed by forgetting the earliest-ended unread one.
 
         Raises:
-            TooManyStreams: All of them run or are being read.
+            TooManyStreams: All of them are running or being read.
         """
         limit = self._options.max_streams
         begun = sum(context is not None for context in self._opening.values())
@@ -62,17 +62,18 @@ class StreamTable:
         oldest = next(unread, None)
         if oldest is None:
             self.count_bound("max_streams", "refused")
-            raise TooManyStreams(f"{limit} streams are held, and all of them run or are being read")
+            raise TooManyStreams(f"max_streams: all {limit} streams are running or being read")
         self.count_bound("max_streams", "evicted")
         self.forget(oldest)
 
     @contextmanager
     def opening(self, context: RequestContext | None = None) -> Generator[None]:
         """
-        Have :meth:`aclose` wait for a block in which the source opens a stream.
+        Make :meth:`aclose` wait for the block, in which the source opens a stream.
 
         Args:
-            context: That of a stream which is begun: room is kept for it, and it is killed then.
+            context: The context of a stream being started: room is reserved for it, and
+                :meth:`aclose` kills it.
         """
         over = asyncio.Event()
         self._opening[over] = context
@@ -83,19 +84,19 @@ class StreamTable:
             over.set()
 
     def add(self, id: str, opened: OpenedStream) -> HeldStream:
-        """Hold what a source has opened, after :meth:`make_room`."""
+        """Hold a stream that a source has opened, after :meth:`make_room`."""
         held = self._running[id] = HeldStream(id, opened, self._options, self)
         return held
 
     def forget(self, held: HeldStream) -> None:
-        """Hold a stream that has ended no longer."""
+        """Stop holding an ended stream."""
         held.forget()
-        # Another one with this id may have been found since.
+        # Meanwhile another one with this id may have been found.
         if self._kept.get(held.id) is held:
             del self._kept[held.id]
 
     def ended(self, held: HeldStream) -> None:
-        """Note that the answer of *held* has ended; called by the stream."""
+        """Record that the answer of *held* has ended; called by the stream."""
         if self._running.get(held.id) is held:
             del self._running[held.id]
             self._kept[held.id] = held
@@ -117,7 +118,7 @@ class StreamTable:
         self.discard(held, Cancelled("the stream was left"))
 
     def discard(self, held: HeldStream, error: BackendError) -> asyncio.Task[None]:
-        """Close and forget *held* in a task, which goes on where nobody waits for it any more."""
+        """Close and forget *held* in a task, which continues even if not awaited."""
         held.close(error)
         return self._start(self._forget_closed(held))
 
@@ -132,7 +133,7 @@ class StreamTable:
         return task
 
     async def aclose(self, error: BackendError) -> None:
-        """Stop, close and forget all streams; those who read get *error*."""
+        """Stop, close and forget all streams; readers get *error*."""
         for context in self._opening.values():
             if context is not None:
                 context.kill()
@@ -145,7 +146,7 @@ class StreamTable:
             await over.wait()
 
     def figures(self) -> Held:
-        """Return what is held at the moment, in any thread."""
+        """Return the current numbers; may be called in any thread."""
         running, kept = list(self._running.values()), list(self._kept.values())
         both = [*running, *kept]
         return Held(
@@ -157,7 +158,7 @@ class StreamTable:
         )
 
     def count_bound(self, option: str, effect: str) -> None:
-        """Count that a bound took effect."""
+        """Count that a limit took effect."""
         metrics = self.metrics()
         if metrics is not None:
             metrics.count_bound(option, effect)

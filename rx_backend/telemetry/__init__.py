@@ -1,4 +1,4 @@
-"""Spans, metrics and log of requests, and switching their export on."""
+"""Spans, metrics and logs of requests, and enabling their export."""
 
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ __all__ = (
 
 
 def __getattr__(name: str) -> object:
-    """Import `Telemetry`, and the SDK with it, when it is asked for."""
+    """Import `Telemetry`, and with it the SDK, on first use."""
     if name != "Telemetry":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from rx_backend.telemetry.providers import Telemetry  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The SDK's exporters and readers, made by their entry points as OpenTelemetry's variables say."""
+"""The SDK's exporters and readers, created from entry points by OpenTelemetry's variables."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _SCRAPED: Final = "OTEL_EXPORTER_PROMETHEUS"
 
 def make_exporters(signal: Signal, endpoint: str | None, undo: ExitStack) -> tuple[list[Any], str]:
     """
-    Make the exporters of a signal that the environment names; *undo* ends them.
+    Create the exporters of a signal that the environment names; *undo* shuts them down.
 
     Args:
-        signal: What is exported.
-        endpoint: Where OTLP goes; None for where the environment says.
-        undo: Ends what was made, where the rest fails.
+        signal: The signal to export.
+        endpoint: The OTLP endpoint; None for the environment's.
+        undo: Shuts down what was created, if a later step fails.
 
     Returns:
-        Quiet exporters, or for Prometheus the reader, and in words where they export to, or why
-        there are none.
+        Quiet exporters, or for Prometheus the reader; and a text with their destination, or the
+        reason why there are none.
 
     Raises:
-        InvalidArgument: A name is unknown, a package is missing, an exporter can't be made, or a port
-            can't be listened on.
+        InvalidArgument: A name is unknown, a package is missing, an exporter can't be created, or a
+            port can't be bound.
     """
     names, off = exporter_names(os.environ, signal)
     quieten = QuietSpanExporter if signal == "traces" else QuietExporter
@@ -68,7 +68,7 @@ def _otlp(signal: Signal, endpoint: str | None) -> tuple[Any, str]:
 
 
 def _prometheus(undo: ExitStack) -> tuple[Any, str]:
-    """Serve metrics for Prometheus; return the reader. *undo* ends the server."""
+    """Serve metrics for Prometheus; return the reader. *undo* stops the server."""
     try:
         from opentelemetry.exporter.prometheus import (  # noqa: PLC0415 - an extra
             PrometheusMetricReader,
@@ -93,7 +93,7 @@ def _prometheus(undo: ExitStack) -> tuple[Any, str]:
 
 
 def _session() -> Any:
-    """Return a session that does not read the body of an answer: it could be without end."""
+    """Return a session that does not read the body of a response, which could be endless."""
     try:
         import requests  # noqa: PLC0415 - an extra
     except ImportError:
@@ -101,7 +101,7 @@ def _session() -> Any:
 
     def discard(answer: requests.Response, **_: object) -> None:
         if answer.headers.get("Content-Length") == "0":
-            # The connection can be used again.
+            # The connection can be reused.
             answer.raw.drain_conn()
 
     session = requests.Session()
@@ -111,7 +111,7 @@ def _session() -> Any:
 
 
 def _make(name: str, signal: Signal, place: str, **options: Any) -> Any:
-    """Make the exporter that a package has registered under *name*."""
+    """Create the exporter that a package has registered under *name*."""
     try:
         make = next(iter(installed_exporters(signal, name))).load()
     except (ImportError, StopIteration) as error:

@@ -14,10 +14,10 @@ __all__ = ("SharedInstruments",)
 
 class SharedInstruments:
     """
-    Instruments that are made once for each meter provider. Thread-safe.
+    Instruments that are created once per meter provider. Thread-safe.
 
     Args:
-        meter: Makes the instruments.
+        meter: Creates the instruments.
     """
 
     _made: ClassVar[WeakKeyDictionary[MeterProvider, Self]]
@@ -31,13 +31,13 @@ class SharedInstruments:
     @classmethod
     def of(cls, provider: MeterProvider | None) -> Self | None:
         """
-        Return those of *provider*; of the global provider when left out.
+        Return the instruments of *provider*; by default those of the global provider.
 
-        None as long as no global provider is set up.
+        None while no global provider is set up.
         """
         if provider is None:
             provider = metrics.get_meter_provider()
-            # What the API has by itself records nothing.
+            # The API's own provider records nothing.
             if type(provider).__module__.startswith("opentelemetry.metrics"):
                 return None
         with cls._making:

@@ -1,4 +1,4 @@
-"""Writing the library's log to stderr, as lines to read or as JSON, where nothing else does."""
+"""Writing the library's log to stderr, as text or JSON, unless something else handles it."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ _LEVELS: Final[Mapping[str, int]] = {
 
 def configure_logs(*, whole_process: bool = False) -> ExitStack:
     """
-    Write what the library logs to stderr, unless the application has set logging up.
+    Write the library's log to stderr, unless the application has set up logging.
 
-    It has where a handler would receive the library's records: then nothing is done, and they go
-    there. A logger's level that was set is kept too; else it is that of ``DYN_LOG``, in whose list
-    directives with a target are for the runtime, or ``info``.
+    If a handler already receives the library's records, nothing is done. A logger's level that was
+    set is also kept; otherwise it is that of ``DYN_LOG``, in whose list directives with a target
+    are for the runtime, or ``info``.
 
     With ``DYN_LOGGING_JSONL`` or ``DYN_LOGGING_CONSOLE_FORMAT=jsonl`` each event is a line of JSON
     with ``time`` (ISO 8601, UTC), ``level``, ``target`` and ``message``, named as in the lines of
-    Dynamo's runtime; beside them the event's fields, such as ``request_id``, and ``trace_id``,
-    ``span_id`` and ``trace_flags`` where there is a span.
+    Dynamo's runtime, with the event's fields, such as ``request_id``, and within a span
+    ``trace_id``, ``span_id`` and ``trace_flags``.
 
     Args:
-        whole_process: Whether to write what other loggers log too: for a program of one's own.
+        whole_process: Whether to write the logs of all other loggers too: for programs, not
+            libraries.
 
     Returns:
-        What undoes it, by ``close()`` or at the end of a ``with``.
+        A context manager that undoes it, at its exit or by ``close()``.
 
     Raises:
-        InvalidArgument: A variable is none of those that are possible.
+        InvalidArgument: A variable has an invalid value.
     """
     as_json = _wants_json()
     done = ExitStack()
@@ -80,13 +81,13 @@ def _wants_json() -> bool:
 
 
 def _level_of(directives: str) -> int:
-    """Return the level in ``DYN_LOG`` that is for no target; what can't be read is the runtime's."""
+    """Return the level in ``DYN_LOG`` without a target; other directives are the runtime's."""
     words = directives.lower().replace(" ", "").split(",")
     return next((_LEVELS[word] for word in reversed(words) if word in _LEVELS), logging.INFO)
 
 
 def _formatter(*, as_json: bool) -> logging.Formatter:
-    # Tracebacks are plain ones: they show no local variables, which may hold a prompt.
+    # Plain tracebacks: they show no local variables, which may hold a prompt.
     rendering: list[Processor] = [
         _printable,
         structlog.dev.ConsoleRenderer(
@@ -105,7 +106,7 @@ def _formatter(*, as_json: bool) -> logging.Formatter:
 
 
 def _named(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Put the four names that Dynamo's lines have in front of an event's fields."""
+    """Put the four names of Dynamo's lines before an event's fields."""
     record: logging.LogRecord = event.pop("_record")
     del event["_from_structlog"]
     moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
@@ -119,7 +120,7 @@ def _named(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _printable(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Replace what would disturb a terminal, and use the names that the renderer knows."""
+    """Replace control characters, and use the names that the renderer knows."""
     for name, value in event.items():
         # These two may have several lines.
         if isinstance(value, str) and name not in {"message", "stack"}:

@@ -1,4 +1,4 @@
-"""What is counted and measured of all requests, as OpenTelemetry metrics."""
+"""The OpenTelemetry metrics of all requests."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from rx_backend.telemetry.series import (
 __all__ = ("COALESCED", "OTHER_MODELS", "ServerMetrics")
 
 COALESCED: Final = CoalesceCounts()
-"""What workers of this process have merged at the boundary to the runtime."""
+"""The chunks that this process's workers have merged before the runtime."""
 
 OTHER_MODELS: Final = "_OTHER"
-"""The label of models that are not served, and of further ones once there are many."""
+"""The label of models that are not served, and of all others once there are many."""
 
 _MOST_MODELS: Final = 32
 
@@ -50,30 +50,34 @@ _GAP_S: Final = (0.0005, 0.001, 0.0025, 0.005, *_TOKEN_S)
 
 # As in `Histograms`.
 _HISTOGRAMS: Final = (
-    ("gen_ai.server.request.duration", _REQUEST_S, "From the request to its stream's end"),
-    ("gen_ai.server.time_to_first_token", _FIRST_S, "From the request to its first token"),
+    (
+        "gen_ai.server.request.duration",
+        _REQUEST_S,
+        "Time from the request to the end of its stream",
+    ),
+    ("gen_ai.server.time_to_first_token", _FIRST_S, "Time from the request to its first token"),
     ("gen_ai.server.time_per_output_token", _TOKEN_S, "Time per token after the first"),
     ("rx_backend.inter_token_latency", _GAP_S, f"Every {EVERY_NTH_GAP}th gap between chunks"),
-    ("rx_backend.queue_time", _FIRST_S, "Wait for a turn at the engine"),
+    ("rx_backend.queue_time", _FIRST_S, "Time queued for the engine"),
 )
 _COUNTERS: Final = {
-    REQUESTS: ("{request}", "Requests that are over, by how they ended"),
-    TOKENS: ("{token}", "Tokens that engines read, and tokens handed out"),
-    WASTED: ("{token}", "Tokens of further engines that no answer needed"),
-    ABORTS: ("{abort}", "What became of aborts"),
-    DEADLINES: ("{deadline}", "Deadlines that passed"),
+    REQUESTS: ("{request}", "Finished requests, by outcome"),
+    TOKENS: ("{token}", "Prompt tokens read by engines, and generated tokens delivered"),
+    WASTED: ("{token}", "Tokens of additional engines that no answer used"),
+    ABORTS: ("{abort}", "Aborts, by outcome"),
+    DEADLINES: ("{deadline}", "Deadlines that were exceeded"),
 }
 
 
 class ServerMetrics(SharedInstruments):
     """
-    The instruments of one meter provider, which all adapters share. Thread-safe.
+    The instruments of one meter provider, shared by all adapters. Thread-safe.
 
-    Labels have few values: no request id, no text of a user's, and at most 32 models. A model has a
-    label of its own once a request for it was not refused as an ``InvalidArgument``.
+    Labels have few values: no request id, no user's text, and at most 32 models. A model gets its
+    own label once a request for it was not rejected with ``InvalidArgument``.
 
     Args:
-        meter: Makes the instruments.
+        meter: Creates the instruments.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -90,17 +94,17 @@ class ServerMetrics(SharedInstruments):
         for name, (unit, what) in _COUNTERS.items():
             meter.create_observable_counter(name, [self._observer(name)], unit, what)
         meter.create_observable_up_down_counter(
-            ACTIVE, [self._observer(ACTIVE)], "{request}", "Requests whose stream is open"
+            ACTIVE, [self._observer(ACTIVE)], "{request}", "Requests with an open stream"
         )
         meter.create_observable_counter(
             "rx_backend.coalesce.chunks",
             [_observe_coalesced],
             "{chunk}",
-            "Chunks that went into coalescing, and those that came out",
+            "Chunks before and after coalescing",
         )
 
     def series(self, model: str, mode: DisaggregationMode) -> Series:
-        """Return what counts a request for *model* in one role."""
+        """Return the series for a request for *model* in one role."""
         found = self._series.get((model, mode))
         return found or self._find(encodable(model), mode)
 
@@ -114,7 +118,7 @@ class ServerMetrics(SharedInstruments):
         return UnknownModelSeries(others, lambda: self._admit(model, mode))
 
     def _admit(self, model: str, mode: DisaggregationMode) -> RequestSeries:
-        """Return the series of a model that is served, if there is room for its label."""
+        """Return the series of a served model, if there is room for its label."""
         with self._lock:
             if len(self._models) < _MOST_MODELS:
                 self._models.add(model)

@@ -1,4 +1,4 @@
-"""How a request ended, in few words: the same on its span, in metrics and in the log."""
+"""How a request ended, in the same words on its span, in metrics and in the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def error_type(outcome: Outcome) -> str | None:
 
 
 def finish_reason(outcome: Outcome) -> str:
-    """Return the terminal's kind, such as ``stop``; ``failed`` after an error, ``dropped`` without either."""
+    """Return the terminal's kind, such as ``stop``; ``failed`` after an error, else ``dropped``."""
     if outcome.error is not None:
         return FAILED
     reason = outcome.finish_reason

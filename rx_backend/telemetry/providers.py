@@ -1,4 +1,4 @@
-"""The SDK's providers of this process; `configure` imports them when they are asked for."""
+"""The SDK's providers of this process; `configure` imports them on demand."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _RATIO: Final = "OTEL_TRACES_SAMPLE_RATIO"
 
 class Telemetry:
     """
-    What `configure` installed; a context manager that shuts it down.
+    The providers that `configure` installed; a context manager that shuts them down.
 
     Attributes:
-        traces: Where spans go, or why they don't, in words.
+        traces: The destination of spans, or the reason why there is none, as text.
         metrics: The same for metrics.
-        tracer_provider: The tracer provider that was installed; None where none was.
-        meter_provider: The meter provider that was installed; None where none was.
+        tracer_provider: The installed tracer provider, or None.
+        meter_provider: The installed meter provider, or None.
     """
 
     def __init__(self, endpoint: str | None, service_name: str | None) -> None:
@@ -48,18 +48,18 @@ class Telemetry:
         self.traces = self.metrics = ""
         self._exporters: list[QuietExporter] = []
         self._is_shut_down = False
-        # Whatever fails does so before anything is installed.
+        # All failures come before anything is installed.
         with ExitStack() as undo:
             try:
                 self._build(endpoint, service_name, undo)
             except InvalidArgument:
                 raise
             except Exception as error:
-                # Of the variables that the SDK reads it refuses some itself, and raises what it likes.
+                # The SDK rejects some of its variables itself, with various exceptions.
                 message = f"OpenTelemetry's SDK: {hide_secrets(str(error))}{set_variables()}"
                 raise InvalidArgument(message) from error
             undo.pop_all()
-        # Meters first: the SDK counts its own doings on them where that is switched on.
+        # Meters first: the SDK's own metrics, if enabled, use them.
         if self.meter_provider is not None:
             metrics.set_meter_provider(self.meter_provider)
         if self.tracer_provider is not None:
@@ -67,7 +67,7 @@ class Telemetry:
         atexit.register(self.shutdown)
 
     def _build(self, endpoint: str | None, service_name: str | None, undo: ExitStack) -> None:
-        """Make what is to be installed; *undo* ends what was made."""
+        """Create the providers to install; *undo* shuts them down."""
         resource = _resource(service_name)
         spans, self.traces = _unless_set(trace.get_tracer_provider(), "traces", endpoint, undo)
         if spans:
@@ -92,18 +92,18 @@ class Telemetry:
 
     @property
     def lost(self) -> list[str]:
-        """What did not all reach its receiver, in words: ``spans``, ``metric points``."""
+        """The signals with losses, as text: ``spans``, ``metric points``."""
         return sorted({one.items for one in self._exporters if one.has_failed})
 
     def shutdown(self, deadline_s: float = _DEADLINE_S) -> None:
         """
-        Export what is pending, and end what was installed; idempotent.
+        Export what is pending, and shut the providers down. Idempotent.
 
-        The process's exit does so too. It blocks: call it after the event loop's end, or with
+        Also done at the process's exit. It blocks: call it after the event loop has ended, or with
         `asyncio.to_thread`.
 
         Args:
-            deadline_s: For all of it, in s. What was not exported by then is lost.
+            deadline_s: The time limit, in seconds. What was not exported by then is lost.
         """
         if self._is_shut_down:
             return
@@ -111,7 +111,7 @@ class Telemetry:
         atexit.unregister(self.shutdown)
         began = time.monotonic()
         providers = [self.tracer_provider, self.meter_provider]
-        # A thread that hangs in an export is left behind.
+        # A thread that hangs in an export is abandoned.
         endings = [
             threading.Thread(target=_end, args=[provider], daemon=True)
             for provider in providers
@@ -139,18 +139,18 @@ class Telemetry:
 
 
 def _is_started(thread: threading.Thread) -> bool:
-    """Start a thread; where none can be started any more, do its work here, and return False."""
+    """Start a thread; if none can be started any more, do its work here and return False."""
     try:
         thread.start()
     except RuntimeError:
-        # Python 3.12.0 and 3.12.1 refuse it in what `atexit` calls.
+        # Python 3.12.0 and 3.12.1 refuse it in `atexit` callbacks.
         thread.run()
         return False
     return True
 
 
 class _EntropyIds(RandomIdGenerator):
-    """Ids from the system's entropy: an engine may seed `random` alike in every worker (row P10)."""
+    """Ids from the system's entropy: an engine may seed `random` alike in all workers (row P10)."""
 
     def generate_span_id(self) -> int:
         return secrets.randbits(64) or self.generate_span_id()
@@ -162,12 +162,12 @@ class _EntropyIds(RandomIdGenerator):
 def _unless_set(
     provider: object, signal: Signal, endpoint: str | None, undo: ExitStack
 ) -> tuple[list[Any], str]:
-    """Make the exporters of a signal, unless the application has set up a provider for it."""
+    """Create the exporters of a signal, unless the application has set up a provider for it."""
     found = type(provider)
-    # The API's stand-ins for a provider that is still to come.
+    # The API's proxies for a provider that is not yet set.
     if found.__module__.startswith("opentelemetry.") and "Proxy" in found.__name__:
         return make_exporters(signal, endpoint, undo)
-    return [], f"left to {found.__module__}.{found.__qualname__}, which was there"
+    return [], f"left to {found.__module__}.{found.__qualname__}, already set up"
 
 
 def _end(provider: TracerProvider | MeterProvider) -> None:
@@ -191,6 +191,6 @@ def _resource(service_name: str | None) -> Resource:
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: service_name or SERVICE}))
-    # Bytes of the environment that are no UTF-8 can't be encoded.
+    # Bytes of the environment that are not UTF-8 can't be encoded.
     texts = {n: encodable(v) for n, v in resource.attributes.items() if isinstance(v, str)}
     return resource.merge(Resource(texts))

@@ -21,16 +21,16 @@ _logger = logging.getLogger("rx_backend.telemetry")
 
 class QuietExporter:
     """
-    Passes batches to an exporter, and warns of its first failure; further ones are not logged.
+    Passes batches to an exporter, and logs a warning at its first failure only.
 
-    What the exporter logs while it exports is held back: it would repeat itself for each batch and
-    each try as long as a receiver is down. How much was lost is counted by the SDK.
+    The exporter's own logs are suppressed while it exports: they would repeat for each batch and
+    each try while a receiver is down. The SDK counts what was lost.
 
     Args:
-        exporter: Where items go, one of the SDK's.
+        exporter: One of the SDK's exporters.
 
     Attributes:
-        has_failed: Whether an export has failed, or was cut off.
+        has_failed: Whether an export has failed or was cut off.
     """
 
     items = "metric points"
@@ -43,7 +43,7 @@ class QuietExporter:
         _hold_back_logs()
 
     def __getattr__(self, name: str) -> Any:
-        # What the SDK's reader of metrics asks for besides.
+        # Also needed by the SDK's metric reader.
         return getattr(self._exporter, name)
 
     def export(self, batch: Any, *args: Any, **options: Any) -> object:
@@ -65,7 +65,7 @@ class QuietExporter:
         return result
 
     def shutdown(self, *_args: object, **_options: object) -> None:
-        """End the exporter, whatever it is doing."""
+        """Shut the exporter down, whatever it is doing."""
         was_ended, self._is_ended = self._is_ended, True
         if was_ended:
             return
@@ -77,16 +77,16 @@ class QuietExporter:
         if self.has_failed:
             return
         self.has_failed = True
-        # The first line has the cause, later ones say that it was given up.
+        # The first line has the cause, later ones say that it gave up.
         reason = (*self._logged, _CUT_OFF if self._is_ended else "the exporter gave no reason")[0]
-        # It may quote what the receiver has sent, or its address with a password.
+        # It may quote the receiver's response, or its address with a password.
         text = _RETRYING.sub("", hide_secrets(reason))[:_LONGEST_REASON]
         shown = "".join(one if one.isprintable() else "?" for one in text)
         _logger.warning("%s are being lost: %s; this is logged once", self.items, shown)
 
 
 class QuietSpanExporter(QuietExporter):
-    """The same for spans, with text that can be encoded (row P10)."""
+    """A quiet exporter for spans, which makes their text encodable (row P10)."""
 
     items = "spans"
 
@@ -99,7 +99,7 @@ _held: ContextVar[list[str] | None] = ContextVar("held", default=None)
 
 
 def _hold_back(record: logging.LogRecord) -> bool:
-    """Keep what exporters log while they export for us, instead of logging it."""
+    """Capture what exporters log during our exports, instead of logging it."""
     held = _held.get()
     if held is None or record.levelno < logging.WARNING:
         return True
@@ -112,5 +112,5 @@ def _hold_back_logs() -> None:
         if name.startswith("opentelemetry.exporter"):
             logger = logging.getLogger(name)
             if _hold_back not in logger.filters:
-                # Before the SDK's, which drops what two exporters log alike.
+                # Before the SDK's, which drops duplicates of two exporters.
                 logger.filters.insert(0, _hold_back)

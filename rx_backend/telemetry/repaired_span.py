@@ -1,4 +1,4 @@
-"""Spans whose text can be encoded: one that can't be would fail the export of its whole batch."""
+"""Spans with encodable text: one span without it would fail the export of its whole batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ("repaired_span",)
 
 
 def repaired_span(span: ReadableSpan) -> ReadableSpan:
-    """Return *span*, or where some of its text can't be encoded a copy with U+FFFD (row P10)."""
+    """Return *span*, or if some of its text can't be encoded, a copy with U+FFFD (row P10)."""
     scope = span.instrumentation_scope
     named = (scope.name, scope.version, scope.schema_url, scope.attributes) if scope else ()
     texts = [span.name, span.status.description, dict(span.attributes or {}), named]

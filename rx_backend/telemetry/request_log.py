@@ -1,4 +1,4 @@
-"""One request's life as log events, with its ids bound once."""
+"""One request's log events, with its ids bound once."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LONGEST_ID: Final = 256
 
 def request_ids(context: RequestContext) -> dict[str, str]:
     """
-    Return the ids by which a request is found in the log: the frontend's, and the client's own.
+    Return the ids that identify a request in the log: the frontend's and the client's.
 
-    The frontend's is the end of the completion's id that a client is given. The client's own is the
-    header ``x-request-id``, which the frontend also answers with; the runtime passes it on where it
-    passes on traces.
+    The frontend's is the last part of the completion's id. The client's is the header
+    ``x-request-id``, which the frontend also returns; the runtime passes it on if it passes on
+    traces.
     """
     ids = {"request_id": context.id}
     clients = context.trace_headers.get("x-request-id")
@@ -44,22 +44,22 @@ def request_ids(context: RequestContext) -> dict[str, str]:
 
 class RequestLog:
     """
-    Logs one request: at INFO one event at its end, and those of its abort; at DEBUG more.
+    Logs one request: at INFO its end and the events of its abort; at DEBUG more.
 
     The last event is ``request ended``, ``request dropped`` or, at WARNING, ``request failed``. A
-    health probe that goes well is logged at DEBUG. No text of a user's, of a model's or of an
-    error, and no token ids, at any level.
+    successful health probe is logged at DEBUG. No user's, model's or error's text and no token ids
+    are logged, at any level.
 
     Args:
         span: The request's span.
         request: The request.
         context: Its context.
         mode: The worker's role.
-        clock: Measures the duration, unless *record* and the span forbid to read it (row P8).
+        clock: Measures the duration, unless *record* or the span disables it (row P8).
         record: As for the adapter.
 
     Attributes:
-        has_all_ends: Whether the end of a request that goes well is logged.
+        has_all_ends: Whether the end of a successful request is logged.
         has_first_token: Whether the first token is logged.
     """
 
@@ -95,7 +95,7 @@ class RequestLog:
         self._bound: Logger | None = None
         self._clock: Clock | None = None
         self._started = 0.0
-        # The usual level needs one question, that of a level that is on a second one.
+        # The usual level takes one check, an enabled level a second one.
         has_info = _stdlib_logger.isEnabledFor(logging.INFO)
         self.has_first_token = has_info and _stdlib_logger.isEnabledFor(logging.DEBUG)
         self.has_all_ends = self.has_first_token if request.is_probe else has_info
@@ -104,7 +104,7 @@ class RequestLog:
 
     @property
     def _logger(self) -> Logger:
-        """Has the ids; bound at the request's first event, as most requests have none or one."""
+        """A logger with the ids; bound at the first event, as most requests have at most one."""
         if self._bound is None:
             self._bound = _logger.bind(
                 **request_ids(self._context),
@@ -121,7 +121,7 @@ class RequestLog:
             self._logger.debug("request started")
 
     def first_token(self, times: TokenTimes) -> None:
-        """Log the first token, and its time where times are measured."""
+        """Log the first token, and its time if times are measured."""
         timed = _rounded(ttft_ms=(times.clock() - times.started) * 1000.0) if times.is_timed else {}
         self._logger.debug("first token", **timed)
 
@@ -169,7 +169,7 @@ class RequestLog:
 
 
 def _figures(times: TokenTimes) -> dict[str, float]:
-    """Return the latencies, where they were measured."""
+    """Return the latencies, if they were measured."""
     figures = {names.SETUP_MS: times.setup_ms, names.TTFT_MS: times.ttft_ms}
     measured = {name: round(value, 2) for name, value in figures.items() if value is not None}
     itl = times.itl_figures()

@@ -47,7 +47,7 @@ __all__ = (
 
 EXPORT_ENABLED: Final = "OTEL_EXPORT_ENABLED"
 TRUE: Final = frozenset({"1", "true", "on", "yes"})
-"""What switches a variable on, in any case of letters."""
+"""The values that enable a variable, in any case."""
 
 OPERATION: Final = "text_completion"
 PROVIDER: Final = "rx_backend"
@@ -68,10 +68,10 @@ def start_request_span(
     mode: DisaggregationMode,
 ) -> Span:
     """
-    Start ``engine.generate`` for one request, made current nowhere (rows P1, P2, P7, T1, T2).
+    Start ``engine.generate`` for one request, without making it current (rows P1, P2, P7, T1, T2).
 
-    Its parent is the request's ``traceparent`` when there is one, else the caller's current span.
-    The caller's span also wins over a ``traceparent`` of its own trace: it is the nearer parent.
+    Its parent is the request's ``traceparent`` if there is one, else the caller's current span. If
+    both are in the same trace, the caller's span is the parent, as the closer one.
     """
     parent = _parent(context)
     input_tokens = len(request.token_ids)
@@ -108,7 +108,7 @@ def start_request_span(
 
 
 def recording_switch() -> bool | None:
-    """Return whether ``OTEL_EXPORT_ENABLED`` is true (row P8); None where it is not set."""
+    """Return whether ``OTEL_EXPORT_ENABLED`` is true (row P8); None if it is not set."""
     switch = os.environ.get(EXPORT_ENABLED)
     return None if switch is None else switch.strip().lower() in TRUE
 
@@ -117,8 +117,8 @@ def should_record(span: Span, decided: bool | None, *, metered: bool = False) ->
     """
     Return whether to measure and to write attributes (row P8).
 
-    *decided* unless that is None, else whether the span is recording. Without tracing in this
-    process, what is *metered* is measured, unless a sampler elsewhere has left the request out.
+    *decided*, or if that is None, whether the span is recording. Without tracing in this process, a
+    *metered* request is measured, unless another process's sampler has dropped it.
     """
     if decided is not None:
         return decided
@@ -129,7 +129,7 @@ def should_record(span: Span, decided: bool | None, *, metered: bool = False) ->
 
 
 def worker_trace_link(span: Span) -> TraceLink | None:
-    """Return the span's identity as it travels to the next worker; None without a valid one (row T5)."""
+    """Return the span's ids for the next worker; None without valid ones (row T5)."""
     identity = span.get_span_context()
     if not identity.is_valid:
         return None
@@ -140,8 +140,8 @@ def own_context(span: Span) -> contextvars.Context:
     """
     Return the context to run the engine in so that its spans nest under *span* (row P9).
 
-    A copy of the caller's in which *span* is current, if it has an identity to nest under; nothing
-    is attached to, or detached from, the context of any other code.
+    A copy of the caller's, in which *span* is current if it has valid ids; no other context is
+    changed.
     """
     context = contextvars.copy_context()
     if span.get_span_context().is_valid:
@@ -150,7 +150,7 @@ def own_context(span: Span) -> contextvars.Context:
 
 
 def record_abort(span: Span, times: TokenTimes, step: AbortStep) -> None:
-    """Write down what happened to a request's abort, as events of its span while that is open."""
+    """Record what happened to a request's abort, as events of its span while it is open."""
     if not span.is_recording():
         return
     if step is AbortStep.REQUESTED:
@@ -172,7 +172,7 @@ def record_failed_setup(span: Span, error: BackendError) -> None:
 
 
 def record_dropped_setup(span: Span) -> None:
-    """End the span of a request whose caller left while the engine was setting up (row P5)."""
+    """End the span of a request whose caller disconnected during the engine's set-up (row P5)."""
     span.set_attributes(
         {names.CANCELLED: True, names.FINISH_REASON: names.DROPPED, names.ERROR_TYPE: names.DROPPED}
     )
@@ -202,7 +202,7 @@ def _links(link: TraceLink) -> list[Link]:
 
 
 def _number(text: str, digits: int) -> int:
-    """Return the number that a hex id stands for; 0, which is no valid id, for anything else."""
+    """Return the number of a hex id; 0, which is not a valid id, for anything else."""
     if not 0 < len(text) <= digits or not _HEX.issuperset(text):
         return 0
     return int(text, 16)

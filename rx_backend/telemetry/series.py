@@ -1,4 +1,4 @@
-"""The figures of all requests for one model in one role."""
+"""The metrics of all requests for one model in one role."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = (
 )
 
 EVERY_NTH_GAP: Final = 256
-"""One gap between tokens in so many is recorded: the SDK takes as long for one as ten tokens do."""
+"""One in this many gaps between tokens is recorded: recording one costs as much as ten tokens."""
 
 REQUESTS: Final = "rx_backend.requests"
 TOKENS: Final = "rx_backend.tokens"
@@ -49,7 +49,7 @@ ACTIVE: Final = "rx_backend.requests.active"
 
 _TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105  # no password
 
-# Labels of each counter, besides those of the series.
+# Labels of each counter, in addition to those of the series.
 _OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
     REQUESTS: ("rx_backend.finish_reason", names.ERROR_TYPE),
     TOKENS: (_TOKEN_TYPE,),
@@ -61,7 +61,7 @@ _OWN_LABELS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Histograms(NamedTuple):
-    """The instruments for latencies, all in s."""
+    """The instruments for latencies, all in seconds."""
 
     duration: Histogram
     first: Histogram
@@ -74,12 +74,12 @@ class RequestSeries:
     """
     Counts and measures the requests for one model in one role. Thread-safe.
 
-    Counts are kept here, and read when metrics are collected; only latencies are recorded at once.
+    Counts are kept here and read when metrics are collected; only latencies are recorded at once.
 
     Args:
-        labels: The labels that all figures of such a request have.
-        histograms: Where the latencies go.
-        hides_zeros: Whether to show no counter that is zero.
+        labels: The labels of all metrics of these requests.
+        histograms: The instruments for latencies.
+        hides_zeros: Whether to hide counters that are zero.
     """
 
     __slots__ = ("_counts", "_gaps_seen", "_hides_zeros", "_histograms", "_labels", "_lock")
@@ -101,7 +101,7 @@ class RequestSeries:
             self._add(TOKENS, input_tokens, "input")
 
     def closed(self, context: RequestContext) -> None:
-        """Count a request that is over, and what its further engines cost."""
+        """Count a finished request, and the cost of its additional engines."""
         wasted = context.wasted
         with self._lock:
             self._add(ACTIVE, -1)
@@ -111,7 +111,7 @@ class RequestSeries:
                 self._add(WASTED, wasted.output, "output")
 
     def abort_step(self, step: AbortStep) -> None:
-        """Count what became of an abort."""
+        """Count the outcome of an abort."""
         if step is not AbortStep.REQUESTED:
             with self._lock:
                 self._add(ABORTS, 1, step.value)
@@ -122,7 +122,7 @@ class RequestSeries:
             self._add(REQUESTS, 1, names.SETUP_FAILED, error.kind)
 
     def ended(self, outcome: Outcome, context: RequestContext) -> None:
-        """Count how a request ended, and its tokens; measure it where its times are known."""
+        """Count how a request ended, and its tokens; record its latencies if they are known."""
         kind, times, tokens = error_type(outcome), outcome.times, outcome.output_tokens
         deadline = _deadline_of(outcome.error)
         with self._lock:
@@ -137,7 +137,7 @@ class RequestSeries:
             self._measure(kind, times)
 
     def left(self) -> None:
-        """Count a request as active no more."""
+        """Count a request as no longer active."""
         with self._lock:
             self._add(ACTIVE, -1)
 
@@ -157,7 +157,7 @@ class RequestSeries:
         self._counts[name][values] += by
 
     def _measure(self, kind: str | None, times: TokenTimes) -> None:
-        """Hand the latencies over; those of tokens for requests that went well."""
+        """Record the latencies; those of tokens for successful requests only."""
         labels, to = self._labels, self._histograms
         setup_s = (times.setup_ms or 0.0) / 1000.0
         duration_s = times.clock() - times.started + setup_s
@@ -174,7 +174,7 @@ class RequestSeries:
             to.gap.record(arrivals[place + 1] - arrivals[place], labels)
 
     def _gaps_to_record(self, gaps: int) -> Iterable[int]:
-        """Return which of the next so many gaps to record: every 256th of all."""
+        """Return which of the next gaps to record: every 256th of all."""
         if gaps <= 0:
             return ()
         with self._lock:
@@ -186,12 +186,12 @@ class UnknownModelSeries:
     """
     Counts one request for a model that has no label yet.
 
-    It is active among the others; what else there is of it is counted when its end shows whether
-    the model is served.
+    It is active among the others; the rest is counted at its end, which shows whether the model is
+    served.
 
     Args:
-        others: Counts the requests for all models without a label.
-        admit: Returns what counts those for its model, now that it is served.
+        others: The series of all models without a label.
+        admit: Returns the series of its model, once that is known to be served.
     """
 
     __slots__ = ("_admit", "_input_tokens", "_others", "_series")
@@ -211,7 +211,7 @@ class UnknownModelSeries:
         self._series.closed(context)
 
     def abort_step(self, step: AbortStep) -> None:
-        """Count what became of an abort."""
+        """Count the outcome of an abort."""
         self._series.abort_step(step)
 
     def failed_setup(self, error: BackendError) -> None:
@@ -234,7 +234,7 @@ Series: TypeAlias = RequestSeries | UnknownModelSeries
 
 
 def _deadline_of(error: Exception | None) -> str | None:
-    """Return the option of the deadline that caused an error; None for any other error."""
+    """Return the option of the deadline that caused an error; None for other errors."""
     while error is not None:
         if isinstance(error, DeadlineExpired):
             return _DEADLINES.get(type(error), type(error).__name__)

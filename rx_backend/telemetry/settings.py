@@ -1,4 +1,4 @@
-"""Which exporters OpenTelemetry's variables name, and where those export to."""
+"""The exporters that OpenTelemetry's variables name, and their destinations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = (
 )
 
 SERVICE: Final = "rx-backend"
-"""The service's name by default."""
+"""The service's default name."""
 
 FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
@@ -44,7 +44,7 @@ _HTTP_PORT: Final = 4318
 
 def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[str, ...], str]:
     """
-    Return the names of a signal's exporters in order; without any, the variable that switches it off.
+    Return the names of a signal's exporters in order; if none, the variable that disables it.
 
     Raises:
         InvalidArgument: There is no such exporter; the message names the variable.
@@ -55,7 +55,7 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[st
     named = environ.get(variable, "").strip().lower() or "otlp"
     names = {name.strip() for name in named.split(",")} - {""}
     for name in names - _EXPORTERS[signal]:
-        # The SDK's names with a protocol in them would send past an endpoint that is given.
+        # The SDK's names with a protocol in them would ignore a given endpoint.
         if name.startswith("otlp") or not installed_exporters(signal, name):
             raise InvalidArgument(
                 f"{variable}: expected {', '.join(sorted(_EXPORTERS[signal]))}, or another that is "
@@ -64,7 +64,7 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> tuple[tuple[st
     if "none" in names:
         return (), variable
     if not is_true(EXPORT_ENABLED, environ.get(EXPORT_ENABLED, "1")):
-        # Prometheus fetches metrics: nothing is sent.
+        # Prometheus scrapes metrics: nothing is sent.
         names &= {"prometheus"}
     return tuple(sorted(names)), "" if names else EXPORT_ENABLED
 
@@ -78,13 +78,13 @@ def destination(
     environ: Mapping[str, str], signal: Signal, endpoint: str | None = None
 ) -> tuple[str, str]:
     """
-    Return a signal's OTLP protocol and address; over HTTP the address has the signal's path.
+    Return a signal's OTLP protocol and URL; over HTTP the URL has the signal's path.
 
-    Where no protocol is named it is HTTP for port 4318, which the SDK would speak gRPC to. An
-    *endpoint* counts more than the variables.
+    Without a named protocol it is HTTP for port 4318, where the SDK would use gRPC. An *endpoint*
+    takes precedence over the variables.
 
     Raises:
-        InvalidArgument: The protocol or the address does not fit; the message names the variable.
+        InvalidArgument: The protocol or the URL is invalid; the message names the variable.
 
     >>> destination({}, "traces", "http://127.0.0.1:4318")
     ('http/protobuf', 'http://127.0.0.1:4318/v1/traces')
@@ -100,7 +100,7 @@ def destination(
             one_of(variable, protocol, (_GRPC, _HTTP))
     if protocol is None:
         protocol = _HTTP if place and _port_of(place) == _HTTP_PORT else _GRPC
-    # An address for gRPC needs no scheme, or has one of its own, as unix:///run/otlp.
+    # A gRPC target may have no scheme, or one such as unix:///run/otlp.
     is_url = protocol != _GRPC or bool(place and place.startswith(("http://", "https://")))
     if place and (is_url or place.split() != [place]):
         check_url(f"{own if exact else shared}_ENDPOINT", place)
@@ -111,7 +111,7 @@ def destination(
 
 
 def is_true(name: str, text: str) -> bool:
-    """Return whether a switch is on; raise `InvalidArgument` where it is neither on nor off."""
+    """Return whether a switch is on; raise `InvalidArgument` if it is neither on nor off."""
     if text.strip().lower() not in TRUE | FALSE:
         raise InvalidArgument(f"{name}: expected true or false, got {text!r}")
     return text.strip().lower() in TRUE
@@ -126,7 +126,7 @@ def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
 def check_url(name: str, url: str) -> None:
     """Raise `InvalidArgument` unless *url* has a scheme, ``http`` or ``https``, and a host."""
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {url!r}")
+        raise InvalidArgument(f"{name}: expected a URL such as http://127.0.0.1:4317, got {url!r}")
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -134,12 +134,14 @@ def check_url(name: str, url: str) -> None:
         fits = False
     if not fits or url.split() != [url]:
         shown = hide_secrets(re.sub(r"\s", "_", url))
-        raise InvalidArgument(f"{name}: expected a URL as http://127.0.0.1:4317, got {shown!r}")
+        raise InvalidArgument(
+            f"{name}: expected a URL such as http://127.0.0.1:4317, got {shown!r}"
+        )
 
 
 def hide_secrets(text: str) -> str:
     """
-    Return a text without the users, passwords and queries of the addresses in it.
+    Return a text without the users, passwords and queries of the URLs in it.
 
     >>> hide_secrets("to http://me:p@ss@host:4317/v1?key=k failed, as did me:p@ss@host:4317.")
     'to http://host:4317/v1 failed, as did host:4317.'
@@ -148,7 +150,7 @@ def hide_secrets(text: str) -> str:
 
 
 def set_variables() -> str:
-    """Return the OpenTelemetry variables that are set, for an error of the SDK that names none."""
+    """Return the OpenTelemetry variables that are set, for errors of the SDK that name none."""
     names = sorted(name for name in os.environ if name.startswith("OTEL_"))
     return f" (set: {', '.join(names)})" if names else ""
 
@@ -157,7 +159,7 @@ def _without_secrets(address: str) -> str:
     scheme = re.match(r"\W*\w+://", address)
     start = scheme[0] if scheme else ""
     place, _, query = address[len(start) :].partition("?")
-    # A password may have a question mark, and a query an @: which of them it is can't be told.
+    # A password may have a question mark, and a query an @: they can't be told apart.
     return start + ("***" if "@" in query else place.rpartition("@")[2])
 
 

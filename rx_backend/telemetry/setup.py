@@ -1,4 +1,4 @@
-"""Switching telemetry on: ``configure()``."""
+"""Enabling telemetry: ``configure()``."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _logger = logging.getLogger("rx_backend.telemetry")
 
 def configure(*, service_name: str | None = None, endpoint: str | None = None) -> Telemetry:
     """
-    Switch telemetry on: install a tracer provider and a meter provider for the whole process.
+    Enable telemetry: install a tracer provider and a meter provider for the whole process.
 
-    A provider that the application has set up is left alone. The SDK reads the rest from
-    OpenTelemetry's variables, and checks them; see docs/observability.md. Of Dynamo's,
-    ``OTEL_TRACES_SAMPLE_RATIO`` counts, and ``OTEL_EXPORT_ENABLED=false``, which switches off
-    everything but a Prometheus endpoint.
+    A provider that the application has set up is kept. The SDK reads everything else from
+    OpenTelemetry's variables; see docs/observability.md. Of Dynamo's variables,
+    ``OTEL_TRACES_SAMPLE_RATIO`` applies, and ``OTEL_EXPORT_ENABLED=false``, which disables
+    everything except a Prometheus endpoint.
 
-    To be called once, before or after adapters are made, but before requests come. A receiver that
-    is down, slow or failing costs requests nothing: a warning is logged once for spans and once for
-    metrics.
+    Call it once, before or after creating adapters, but before the first request. A receiver that
+    is down, slow or failing does not affect requests: a warning is logged once for spans and once
+    for metrics.
 
     Args:
-        service_name: The service's name, unless a variable has it; ``rx-backend`` by default.
-        endpoint: Where OTLP goes, as ``http://127.0.0.1:4317``, over HTTP to port 4318; by default
-            where the variables say, or port 4317 of localhost.
+        service_name: The service's name, unless a variable sets it; ``rx-backend`` by default.
+        endpoint: The OTLP endpoint, such as ``http://127.0.0.1:4317``; port 4318 means HTTP. By
+            default the variables' endpoint, or port 4317 of localhost.
 
     Returns:
-        What was installed. Its ``shutdown()`` exports the rest; so does the process's exit.
+        What was installed. Its ``shutdown()`` exports what is pending, as does the process's exit.
 
     Raises:
-        InvalidArgument: *endpoint* or a variable does not fit, a port is taken, or the package for
-            an exporter is missing. Nothing is installed then.
+        InvalidArgument: *endpoint* or a variable is invalid, a port is in use, or an exporter's
+            package is missing. Nothing is installed then.
 
     >>> import os
     >>> os.environ["OTEL_TRACES_EXPORTER"] = os.environ["OTEL_METRICS_EXPORTER"] = "none"
@@ -51,7 +51,7 @@ def configure(*, service_name: str | None = None, endpoint: str | None = None) -
     if endpoint is not None:
         check_url("endpoint", endpoint)
     try:
-        # Here, for a light start; the SDK reads some variables as it is imported.
+        # Imported here, for a fast start; the SDK reads some variables on import.
         from rx_backend.telemetry.providers import Telemetry  # noqa: PLC0415
     except ValueError as error:
         raise InvalidArgument(f"OpenTelemetry's SDK: {error}") from error

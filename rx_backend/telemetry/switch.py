@@ -1,4 +1,4 @@
-"""The commands' switch ``--otlp``."""
+"""The option ``--otlp`` of the commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ("OTLP_VARIABLE", "OtlpSwitch", "add_otlp_flag", "telling")
 
 OTLP_VARIABLE: Final = "RX_BACKEND_OTLP"
-"""The environment's name of the switch."""
+"""The environment variable of the switch."""
 
 _ON: Final = "true"
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -45,19 +45,19 @@ def add_otlp_flag(parser: argparse.ArgumentParser) -> None:
 
 class OtlpSwitch:
     """
-    Whether a command exports its telemetry, and where to.
+    Whether a command exports its telemetry, and to which endpoint.
 
     Args:
-        otlp: The flag: ``true``, ``false`` or a URL; None for what `OTLP_VARIABLE` says.
+        otlp: The flag: ``true``, ``false`` or a URL; None for the value of `OTLP_VARIABLE`.
         environ: The environment.
 
     Attributes:
         is_on: Whether to export.
-        endpoint: Where to; None for where OpenTelemetry's variables say.
+        endpoint: The endpoint; None for that of OpenTelemetry's variables.
 
     Raises:
-        InvalidArgument: The flag is none of these, or an exporter, a protocol or an address that a
-            variable names for traces does not fit.
+        InvalidArgument: The flag is none of these, or a variable names an invalid exporter,
+            protocol or URL for traces.
     """
 
     def __init__(self, otlp: str | None, environ: Mapping[str, str]) -> None:
@@ -78,11 +78,11 @@ class OtlpSwitch:
     @contextmanager
     def exported_to_runtime_env(self, environ: MutableMapping[str, str]) -> Generator[None]:
         """
-        Have Dynamo's runtime, made in the block, export its own spans to the same place.
+        Have Dynamo's runtime, if created in the block, export its own spans to the same endpoint.
 
-        Without its spans it does not pass on the trace that a request belongs to. What *environ*
-        says of it counts more. Afterwards *environ* is as before: for our own requests the sampler
-        is to decide (row P8).
+        Without its spans it does not pass on a request's trace. Variables that are set take
+        precedence. Afterwards *environ* is restored: for our own requests the sampler decides (row
+        P8).
         """
         before = {name: environ.get(name) for name in (EXPORT_ENABLED, _ENDPOINT, _PROTOCOL)}
         environ.update(self._runtime_env)
@@ -108,7 +108,7 @@ class OtlpSwitch:
 def telling(
     telemetry: Telemetry | None, say: Callable[[str], object]
 ) -> Generator[Telemetry | None]:
-    """Say where telemetry goes; at the end shut it down, and say what was lost."""
+    """Print the destinations of telemetry; at the end shut it down, and print what was lost."""
     if telemetry is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""A span's ids as log lines have them."""
+"""A span's ids in the form of log lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ("add_trace_ids", "trace_ids")
 
 
 def trace_ids(identity: SpanContext) -> dict[str, str]:
-    """Return a span's ids, named as OpenTelemetry wants them in JSON logs; nothing without an id."""
+    """Return a span's ids, named as in OpenTelemetry's JSON logs; empty if there are none."""
     if not identity.is_valid:
         return {}
     return {
@@ -26,16 +26,16 @@ def add_trace_ids(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """
-    Add the ids of the current span to an event: a processor for structlog.
+    Add the ids of the current span to an event; a structlog processor.
 
-    Put it among the processors of your own, ahead of the one that renders::
+    Add it to your processors, before the renderer::
 
         structlog.configure(processors=[add_trace_ids, ..., structlog.processors.JSONRenderer()])
 
-    Within an engine's ``generate`` the request's span is the current one (row P9), so what an engine
-    logs has the same ``trace_id``, ``span_id`` and ``trace_flags`` as the span and the library's own
-    events of that request. An event that has a ``trace_id`` keeps its ids; where no span is current
-    nothing is added.
+    Within an engine's ``generate`` the request's span is current (row P9), so an engine's log
+    events have the same ``trace_id``, ``span_id`` and ``trace_flags`` as the library's own for that
+    request. An event that has a ``trace_id`` keeps its ids; without a current span nothing is
+    added.
 
     >>> from opentelemetry.sdk.trace import TracerProvider
     >>> from rx_backend.telemetry import add_trace_ids

@@ -1,10 +1,10 @@
 """
-What tests of streams, operators and engines need.
+Tools for tests of streams, operators and engines.
 
 - ``run_virtual`` and ``VirtualTimeLoop``: asyncio in virtual time; ``LoopScheduler`` for Rx timers.
-- ``check_engine`` and ``run_conformance``: every rule of the engine contract that an engine breaks;
-  ``engine_conformance_tests``: the same as tests of ``pytest``.
-- ``assert_marbles`` and ``Marbles``: operators tested by marble lines.
+- ``check_engine`` and ``run_conformance``: report the rules of the engine contract that an engine
+  breaks; ``engine_conformance_tests``: the same as ``pytest`` tests.
+- ``assert_marbles`` and ``Marbles``: test operators with marble lines.
 """
 
 from operators import LoopScheduler

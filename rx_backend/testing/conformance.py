@@ -1,4 +1,4 @@
-"""The conformance kit: one call that reports every rule of the contract an engine breaks."""
+"""The conformance kit: one call that reports every rule of the contract that an engine breaks."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ async def check_engine(
     factory: EngineFactory, **options: Unpack[ConformanceOptions]
 ) -> ConformanceReport:
     """
-    Try every rule of the engine contract and report all that are broken (rows K1, E1 to E7).
+    Check every rule of the engine contract and report all that are broken (rows K1, E1 to E7).
 
-    Two engines are made: one is cleaned up without a start. The other is started, asked for a
-    stream, for eight at a time and for one that is stopped and aborted, as the adapter does it,
-    drained, and cleaned up twice. What a worker awaits has to be async. A request with
-    ``sampling_options.n`` must get that many answers, each with a terminal of its own. Only code
-    that never yields to the event loop can block the kit.
+    Two engines are created. One is cleaned up without a start. The other is started, runs one
+    stream, eight at a time, and one that is stopped and aborted like the adapter does, is drained,
+    and is cleaned up twice. What a worker awaits must be async. A request with
+    ``sampling_options.n`` must get that many answers, each with its own terminal. Only code that
+    never yields to the event loop can block the kit.
 
     Args:
-        factory: Makes a fresh engine.
+        factory: Creates a new engine.
         **options: See ``ConformanceOptions``.
 
     Raises:
-        TypeError, ValueError: An argument is none that is described; the message names it.
+        TypeError, ValueError: An argument is invalid; the message names it.
     """
     check_arguments(check_engine, factory, **options)
     return await Check(factory, **options).run()
@@ -54,15 +54,15 @@ def run_conformance(
     Run ``check_engine`` from plain code and return its report (row K1).
 
     Args:
-        factory: Makes a fresh engine.
-        virtual: Run in virtual time, where waiting costs nothing. Only for engines that wait by
-            asyncio alone; one that waits for a process, a device or threads of its own needs the
-            real clock.
+        factory: Creates a new engine.
+        virtual: Run in virtual time, where waiting takes no time. Only for engines that wait by
+            asyncio alone; one that waits for a process, a device or its own threads needs the real
+            clock.
         **options: See ``ConformanceOptions``.
 
     Raises:
         RuntimeError: A loop is running in this thread; await ``check_engine`` there.
-        TypeError, ValueError: An argument is none that is described; the message names it.
+        TypeError, ValueError: An argument is invalid; the message names it.
 
     >>> from rx_backend.engines import SampleEngine
     >>> run_conformance(SampleEngine).ok
@@ -77,7 +77,7 @@ def run_conformance(
     try:
         return loop.run_until_complete(check_engine(factory, **options))
     finally:
-        # Tasks of the engine that ignore their cancellation are in the report already.
+        # Tasks of the engine that ignore their cancellation are already in the report.
         loop.set_exception_handler(lambda loop, context: None)
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
@@ -92,23 +92,23 @@ def engine_conformance_tests(
     factory: EngineFactory, *, virtual: bool = True, **options: Unpack[ConformanceOptions]
 ) -> Callable[[Rule], None]:
     """
-    Make a test that ``pytest`` runs once per rule of the engine contract (row K1).
+    Return a test that ``pytest`` runs once per rule of the engine contract (row K1).
 
     Two lines in a test file are enough::
 
         from rx_backend.testing import engine_conformance_tests
         test_conformance = engine_conformance_tests(MyEngine)
 
-    The first of the tests checks the engine for all of them.
+    The first of these tests checks the engine for all of them.
 
     Args:
-        factory: Makes a fresh engine.
+        factory: Creates a new engine.
         virtual: See ``run_conformance``.
         **options: See ``ConformanceOptions``.
 
     Raises:
         ImportError: ``pytest`` is not installed.
-        TypeError, ValueError: An argument is none that is described; the message names it.
+        TypeError, ValueError: An argument is invalid; the message names it.
     """
     check_arguments(engine_conformance_tests, factory, virtual=virtual, **options)
     import pytest  # noqa: PLC0415  # only those who test have it

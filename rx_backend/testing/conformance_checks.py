@@ -1,4 +1,4 @@
-"""The steps of the conformance kit: what a worker calls, in the worker's order."""
+"""The steps of the conformance kit: a worker's calls, in its order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ("Check", "ConformanceOptions", "EngineFactory")
 T = TypeVar("T")
 
 EngineFactory: TypeAlias = Callable[[], object | Awaitable[object]]
-"""Makes a fresh engine, or something to await that returns one; see `from_any_engine`."""
+"""Returns a new engine, or an awaitable of one; see `from_any_engine`."""
 
 _ENGINE_RULES = {
     Rule.START_FAILED,
@@ -56,8 +56,8 @@ _CLEANUP = methodcaller("cleanup")
 _MAY_BLOCK_S = 0.1
 _BEAT_S = 0.01
 _TRIES = 3
-_START_TIMEOUT_S = 600.0  # Within this time an engine must have started, and cleaned up.
-_STREAMS = 8  # So many run at the same time.
+_START_TIMEOUT_S = 600.0  # The time limit for an engine's start, and for its cleanup.
+_STREAMS = 8  # The number of concurrent streams.
 _FEW_TOKENS, _MANY_TOKENS = 8, 4096
 
 
@@ -66,10 +66,10 @@ class ConformanceOptions(TypedDict, total=False):
     Options of the conformance kit. All times are seconds on the loop's clock.
 
     Attributes:
-        request: What the streams ask for; three prompt tokens and at most 8 new ones by default.
-            The stream that is stopped after its first chunk asks for at most 4096 new ones.
-        timeout_s: Within this time an engine must have seen a stop (2).
-        stream_timeout_s: Within this time a stream must have reached its terminal (30).
+        request: The streams' request; three prompt tokens and at most 8 new ones by default. The
+            stream that is stopped after its first chunk requests at most 4096 new ones.
+        timeout_s: The time limit for an engine to end a stopped stream (2).
+        stream_timeout_s: The time limit for a stream's terminal (30).
     """
 
     request: Annotated[PreprocessedRequest, CHECKED]
@@ -79,7 +79,7 @@ class ConformanceOptions(TypedDict, total=False):
 
 @dataclass
 class Check:
-    """One run of the kit over one engine, in the order in which a worker would call it."""
+    """One run of the kit on one engine, in the order of a worker's calls."""
 
     factory: EngineFactory
     request: PreprocessedRequest | None = None
@@ -90,7 +90,7 @@ class Check:
     _stalled: bool = False
 
     async def run(self) -> ConformanceReport:
-        """Try everything, and report."""
+        """Check every rule, and return the report."""
         threads = set(threading.enumerate())
         own_threads: list[str] = []
         if unstarted := await self._call(Rule.START_FAILED, "the factory", self._make):
@@ -125,7 +125,7 @@ class Check:
     async def _call(
         self, rule: Rule, name: str, function: Callable[..., object], *arguments: object
     ) -> Any:
-        """Call something of the engine's; a failure breaks *rule*."""
+        """Call a method of the engine; a failure breaks *rule*."""
         self.tried.add(rule)
         called = _awaited(name, function, *arguments)
         result, violation = await run_within(_START_TIMEOUT_S, called, name, rule)
@@ -175,7 +175,7 @@ class Check:
             self._find(Violation(rule, error.message))
 
     def _requests(self, config: object) -> tuple[PreprocessedRequest, PreprocessedRequest]:
-        """Return what to ask for, and what to ask for in the stream that is stopped."""
+        """Return the request, and the one for the stream that is stopped."""
         request = self.request or PreprocessedRequest(
             model=str(getattr(config, "model", "")),
             token_ids=[1, 2, 3],
@@ -201,7 +201,7 @@ class Check:
         alone, blocked_s = await _longest_block(stream().play())
         for _ in range(_TRIES - 1):
             if blocked_s > _MAY_BLOCK_S:
-                # Again, for the machine may have been busy.
+                # Again, as the machine may have been busy.
                 blocked_s = min(blocked_s, (await _longest_block(stream().play()))[1])
         if blocked_s > _MAY_BLOCK_S:
             message = f"the event loop was blocked for {blocked_s:.2f} s while a stream ran"
@@ -212,7 +212,7 @@ class Check:
         self._check_together(alone, await asyncio.gather(*together))
         stopped = await stream(Plan.STOP).play()
         if not stopped.stopped:
-            # It was over with its first chunk: an engine that fast has to see an earlier stop.
+            # It ended with its first chunk: so fast an engine must handle an earlier stop.
             stopped = await stream(Plan.STOP_BEFORE).play()
         self._check_stopped(stopped)
         closed = await stream(Plan.CLOSE).play()
@@ -256,9 +256,9 @@ def _end_of_lost(lost: asyncio.Task[tuple[str | None, BaseException | None]]) ->
 
 def _clock_hint(names: Sequence[str], stalled: bool) -> str:
     """
-    Return a hint at the real clock where virtual time does not wait for an engine.
+    Return a hint at the real clock if virtual time may not wait for the engine.
 
-    A stream that stalled is a sign too: a thread of a request may have ended before it was seen.
+    A stalled stream also hints at it: a request's thread may have ended before it was seen.
     """
     # Work in asyncio's own executor holds the virtual clock.
     own = sorted(name for name in names if not name.startswith("asyncio_"))
@@ -284,9 +284,9 @@ async def _awaited(name: str, function: Callable[..., object], *arguments: objec
 
 async def _longest_block(running: Coroutine[Any, Any, T]) -> tuple[T, float]:
     """
-    Await *running*, and measure for how long the event loop was blocked, in real seconds.
+    Await *running*, and measure how long the event loop was blocked, in real seconds.
 
-    A virtual loop measures it; on a real clock it is how much later than due a timer fires.
+    A virtual loop measures it; on a real clock it is the delay of a timer.
     """
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):

@@ -1,4 +1,4 @@
-"""Whether what an engine yields is well-formed, and stays as it was (rows E2, E6)."""
+"""Checks of an engine's items: well-formed, and unchanged later (rows E2, E6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ("is_unchanged", "read_item")
 
 
 def read_item(item: object) -> tuple[int, FinishReason | None, Violation | None]:
-    """Return the answer that an item belongs to, its finish reason, and what is wrong with it."""
+    """Return an item's answer, its finish reason, and what is wrong with it."""
     if not isinstance(item, LLMEngineOutput | Mapping):
         what = f"expected an LLMEngineOutput or a mapping, got {type(item).__name__}"
         return 0, None, Violation(Rule.WRONG_ITEM_TYPE, what)
@@ -24,7 +24,7 @@ def read_item(item: object) -> tuple[int, FinishReason | None, Violation | None]
     except InvalidArgument as error:
         about_ids = "token_ids" in error.message.split(":", 1)[0]
         rule = Rule.BAD_TOKEN_IDS if about_ids else Rule.WRONG_ITEM_TYPE
-        # A malformed terminal ends the stream too.
+        # A malformed terminal also ends the stream.
         reason = FinishReason.error("malformed") if is_terminal(item) else None
         return 0, reason, Violation(rule, error.message, error)
     return chunk.index or 0, chunk.finish_reason, None
@@ -41,7 +41,7 @@ def _check_token_ids(ids: object) -> None:
 
 
 def is_unchanged(item: object, before: object) -> bool:
-    """Return whether an item is what it was; NaN equals itself here."""
+    """Return whether an item is unchanged; NaN equals itself here."""
     try:
         return item is before or bool(item == before) or repr(item) == repr(before)
     except Exception:

@@ -1,4 +1,4 @@
-"""What the conformance kit finds: rules, violations, the report."""
+"""Results of the conformance kit: rules, violations, the report."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ __all__ = ("ConformanceError", "ConformanceReport", "Rule", "Violation")
 
 class Rule(Enum):
     """
-    What the kit checks; the name is how a violation is reported.
+    The rules that the kit checks; the name appears in the report.
 
     Attributes:
-        row: Key of the row of the engine contract that the rule belongs to.
+        row: Key of the rule's row in the engine contract.
         demand: What an engine must do.
     """
 
-    START_FAILED = "E1", "the engine is made, and starts"
+    START_FAILED = "E1", "the engine can be created and started"
     MODEL_NAME_EMPTY = "E1", "start returns a config with a non-empty model name"
-    BAD_CONFIG = "E1", "a number in the config is a whole one from 0, or None"
+    BAD_CONFIG = "E1", "numbers in the config are integers from 0, or None"
     GENERATE_FAILED = (
         "E2",
-        "generate returns an async iterator or an observable, and raises typed errors only",
+        "generate returns an async iterator or an observable, and raises only typed errors",
     )
     NO_CHUNK = "E2", "a stream has at least one chunk"
     WRONG_ITEM_TYPE = "E2", "every item is an LLMEngineOutput, or a mapping of its shape"
-    BAD_TOKEN_IDS = "E2", "token_ids is a list of whole numbers of 32 bits"
+    BAD_TOKEN_IDS = "E2", "token_ids is a list of 32-bit unsigned integers"
     NO_TERMINAL = "E3", "each answer ends with a finish reason, or all with a typed error"
     ITEM_AFTER_TERMINAL = "E3", "nothing follows the terminal within an answer"
-    ANSWER_UNASKED = "E3", "an item belongs to an answer that was asked for: its index is below n"
-    CHUNK_TOUCHED = "E6", "a chunk, and the lists in it, stay as they were when it was yielded"
+    ANSWER_UNASKED = "E3", "an item belongs to a requested answer: its index is below n"
+    CHUNK_TOUCHED = "E6", "a chunk and its lists don't change after it was yielded"
     LOOP_BLOCKED = "E1", "the event loop is not blocked for longer than 0.1 s at a time"
-    INTERLEAVED_CALLS_FAILED = "E1", "streams that run at the same time don't disturb each other"
+    INTERLEAVED_CALLS_FAILED = "E1", "concurrent streams don't affect each other"
     CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
     CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
-    CANCELLED_UNASKED = "E4", "a stream that was not stopped ends in another way"
+    CANCELLED_UNASKED = "E4", "a stream that was not stopped does not end with `cancelled`"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
     OPTIONAL_METHOD_FAILED = (
         "E5",
         "drain, is_quiescent and health_check_payload (a request, or None) can be awaited if present",
     )
-    LOST_WHILE_WORKING = "E7", "lost, where there is one, is async and waits while the engine works"
+    LOST_WHILE_WORKING = "E7", "lost, if present, is async and waits while the engine works"
     CLOSE_FAILED = "S7", "a stream releases everything when it is closed"
     CLEANUP_FAILED = "E5", "cleanup succeeds"
     SECOND_CLEANUP_FAILED = "E5", "a second cleanup succeeds"
@@ -63,9 +63,9 @@ class Violation:
     One broken rule.
 
     Attributes:
-        rule: Which.
+        rule: The rule.
         message: What the engine did.
-        exception: What it raised, where it raised something.
+        exception: The exception that it raised, if any.
     """
 
     rule: Rule
@@ -86,13 +86,13 @@ class Violation:
 @dataclass(frozen=True, slots=True)
 class ConformanceReport:
     """
-    What the kit found out about one engine.
+    The kit's findings about one engine.
 
     Attributes:
         engine: Name of the engine.
         violations: The broken rules, each once, in the order of ``Rule``.
-        unchecked: Rules that could not be tried, because the engine did not start.
-        hint: What may have misled the kit; empty when nothing has.
+        unchecked: Rules that could not be checked, because the engine did not start.
+        hint: What may have misled the kit; empty if nothing.
     """
 
     engine: str
@@ -111,7 +111,7 @@ class ConformanceReport:
 
     def raise_if_failed(self) -> None:
         """
-        Do nothing when every rule holds.
+        Raise an error unless every rule holds.
 
         Raises:
             ConformanceError: Lists the broken rules, with tracebacks.
@@ -139,7 +139,7 @@ class ConformanceError(AssertionError):
     An engine breaks rules of its contract.
 
     Attributes:
-        report: All of them.
+        report: The kit's findings.
     """
 
     def __init__(self, report: ConformanceReport) -> None:

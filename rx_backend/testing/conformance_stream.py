@@ -1,4 +1,4 @@
-"""One stream of an engine, played by the conformance kit within time limits."""
+"""One stream of an engine, run by the conformance kit within time limits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ("RELEASE_S", "Plan", "Stream", "run_within", "settle", "wait_for_any"
 
 T = TypeVar("T")
 
-RELEASE_S = 1.0  # How long what was cancelled may take to end, in seconds.
-_MOST_ITEMS = 10_000  # More than these are a stream without an end.
+RELEASE_S = 1.0  # The time limit for a cancelled task to end, in seconds.
+_MOST_ITEMS = 10_000  # A stream with more items counts as endless.
 # What an engine may raise without ending the kit; its SystemExit would end the event loop.
 _OF_ENGINES = (Exception, SystemExit)
 
@@ -43,16 +43,16 @@ class Stream:
     One stream, and its outcome.
 
     Attributes:
-        timeout_s: Within this time it must have ended after a stop, and be closed.
-        stream_timeout_s: Within this time it must have reached its terminal.
-        answers: How many answers were asked for.
-        items: The items, the terminals included, each with a copy of what it was when it came.
+        timeout_s: The time limit for its end after a stop, and for closing it.
+        stream_timeout_s: The time limit for its terminal.
+        answers: The number of requested answers.
+        items: The items, including terminals, each with a copy from its arrival.
         terminals: Finish reasons of the terminal chunks, by the index of their answer.
-        error: What the engine raised in place of a terminal.
+        error: The exception that the engine raised instead of a terminal.
         stopped: Whether the request was stopped before the stream was over.
         ended_before: How many answers had ended when it was stopped.
-        stalled: Why the kit stopped waiting for the terminal; empty when it did not.
-        found: Broken rules that have nothing to do with the stop.
+        stalled: Why the kit stopped waiting for the terminal; empty if it did not.
+        found: Broken rules that are unrelated to the stop.
     """
 
     engine: LLMEngine
@@ -82,7 +82,7 @@ class Stream:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the stream ended the way a stopped one must (row E4)."""
+        """Whether the stream ended as a stopped one must (row E4)."""
         if isinstance(self.error, Cancelled):
             return True
         reasons = list(self.terminals.values())[self.ended_before :]
@@ -95,7 +95,7 @@ class Stream:
 
     @property
     def ending(self) -> str:
-        """How the stream ended, in words."""
+        """How the stream ended, as text."""
         if self.stalled:
             return self.stalled
         if self.error is not None:
@@ -114,12 +114,12 @@ class Stream:
         elif self.items and not self.is_over and self.error is None:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
         elif FinishReason.CANCELLED in self.terminals.values():
-            what = f"{self.ending}, and nobody had stopped it"
+            what = f"{self.ending}, although it was not stopped"
             found.append(Violation(Rule.CANCELLED_UNASKED, what))
         return found
 
     async def play(self) -> Stream:
-        """Pull to the end and once beyond it, in a task that the engine can't make the kit wait for."""
+        """Pull to the end and once more, in a task on which the engine can't block the kit."""
         self.request = copy.deepcopy(self.request)
         self.answers = self.request.sampling_options.n or 1
         if self.plan is Plan.STOP_BEFORE:
@@ -154,7 +154,7 @@ class Stream:
         if not self._over.done():
             self.stalled = f"no terminal within {limit_s:g} s"
             return
-        # The pull beyond the terminal may wait for ever: that is no item. Closing may not.
+        # The pull after the terminal may wait forever, as that is no item. Closing may not.
         await wait_for_any(self.timeout_s, task)
         if self._is_closing and not task.done():
             self._find(Rule.CLOSE_FAILED, f"not closed within {self.timeout_s:g} s")
@@ -205,7 +205,7 @@ class Stream:
             await self._close(chunks)
 
     def _note_raised(self, error: BaseException, where: str = "") -> None:
-        """Note what the engine raised; raise again a cancellation by the kit, or an interrupt."""
+        """Record what the engine raised; re-raise the kit's cancellation, or an interrupt."""
         is_cancelled = isinstance(error, asyncio.CancelledError)
         if not isinstance(error, _OF_ENGINES) and (self._is_left or not is_cancelled):
             raise error
@@ -236,7 +236,7 @@ class Stream:
                 self._stop_request()
             if self.plan is Plan.CLOSE:
                 return False
-            # An engine that never waits would stop the streams beside it, and the clock.
+            # An engine that never waits would block concurrent streams, and the clock.
             await asyncio.sleep(0)
         self.stalled = f"no terminal within {len(self.items)} items"
         return False
@@ -247,7 +247,7 @@ class Stream:
         if violation is not None:
             self.found.append(violation)
         if answer >= self.answers:
-            what = f"yielded {item!r}, and was asked for {self.answers}"
+            what = f"yielded {item!r}, expected an index below {self.answers}"
             self._find(Rule.ANSWER_UNASKED, what)
         if answer in self.terminals:
             self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal")
@@ -275,7 +275,7 @@ class Stream:
 
 
 def _typed(error: BaseException) -> BackendError | None:
-    """Return a typed error, which may be one of Dynamo's; None for any other exception."""
+    """Return a typed error, perhaps one of Dynamo's; None for any other exception."""
     is_dynamos = any(base.__name__ == "DynamoException" for base in type(error).__mro__)
     return as_backend_error(error) if is_dynamos or isinstance(error, BackendError) else None
 
@@ -283,7 +283,7 @@ def _typed(error: BaseException) -> BackendError | None:
 async def run_within(
     timeout_s: float, coroutine: Coroutine[Any, Any, T], name: str, rule: Rule
 ) -> tuple[T | None, Violation | None]:
-    """Run something of the engine's in a task of its own, and return its result or the violation."""
+    """Run a call of the engine in a separate task, and return its result or the violation."""
     task = asyncio.create_task(settle(coroutine), name=f"conformance {name}")
     try:
         await wait_for_any(timeout_s, task)
@@ -301,7 +301,7 @@ async def run_within(
 async def settle(
     coroutine: Coroutine[Any, Any, T],
 ) -> tuple[T | None, BaseException | None]:
-    """Return the result of something of the engine's, or what it raised."""
+    """Return the result of a call of the engine, or its exception."""
     try:
         return await coroutine, None
     except _OF_ENGINES as error:
@@ -309,5 +309,5 @@ async def settle(
 
 
 async def wait_for_any(timeout_s: float, *futures: asyncio.Future[Any]) -> None:
-    """Wait until one is done, at most so many seconds."""
+    """Wait until one is done, at most for the given seconds."""
     await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The error of a program that waits for ever, and where its tasks wait."""
+"""The error for a program that waits forever, and where its tasks wait."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Deadlock(RuntimeError):
     Nothing can happen any more on the virtual loop; on the real clock the program would hang.
 
     Attributes:
-        tasks: The tasks that wait, each with the calls in which it is suspended, the outermost
-            first: ``name: function (file:line) > function (file:line)``.
-        time_s: Virtual time in seconds at which everything stood still.
+        tasks: The waiting tasks, each with the calls in which it is suspended, the outermost first:
+            ``name: function (file:line) > function (file:line)``.
+        time_s: The virtual time of the deadlock, in seconds.
     """
 
     def __init__(self, tasks: tuple[str, ...], time_s: float) -> None:
@@ -47,7 +47,7 @@ def _described(task: asyncio.Task[object]) -> str:
     return f"{task.get_name()}: {' > '.join(calls) or 'not started'}"
 
 
-# Of coroutines, async generators and generators: the suspended call, and what it waits for.
+# Of coroutines, async generators and generators: the suspended call, and its awaited object.
 _STEPS = (("cr_frame", "cr_await"), ("ag_frame", "ag_await"), ("gi_frame", "gi_yieldfrom"))
 
 
@@ -58,7 +58,7 @@ def _suspended_calls(awaitable: object) -> tuple[str, ...]:
         seen.add(id(awaitable))
         step = next((step for step in _STEPS if hasattr(awaitable, step[0])), None)
         if step is None:
-            # Only the collector knows the generator behind an `async for` or an `anext()`.
+            # Only the collector knows the generator of an `async for` or an `anext()`.
             inner = gc.get_referents(awaitable)
             awaitable = next(
                 (one for one in inner if any(hasattr(one, f) for f, _ in _STEPS)), None

@@ -1,4 +1,4 @@
-"""Load the engine that a text such as ``package.module:Engine`` names."""
+"""Load an engine by a name such as ``package.module:Engine``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ("load_engine_factory", "load_pipeline")
 
 def load_engine_factory(target: str) -> Callable[[], object]:
     """
-    Return what *target* names: an engine class, or a function that makes an engine.
+    Return the engine class, or the function that creates an engine, that *target* names.
 
     Args:
-        target: ``module:name``, both may be dotted.
+        target: ``module:name``; both may be dotted.
 
     Raises:
-        InvalidArgument: *target* is not of that form, there is no such module or name, importing
-            the module raised (the cause is what), or what it names can't be called.
+        InvalidArgument: *target* has another form, there is no such module or name, importing the
+            module raised (the cause is that exception), or the object is not callable.
 
     >>> load_engine_factory("rx_backend.engines:SampleEngine").__name__
     'SampleEngine'
@@ -38,13 +38,13 @@ def load_engine_factory(target: str) -> Callable[[], object]:
 
 def load_pipeline(target: str | None) -> PipelineSource:
     """
-    Return the pipeline that *target* names, or the function that makes a request's from its scope.
+    Return the pipeline that *target* names, or the function that makes one from a scope.
 
     Args:
         target: ``module:name``; None for the standard pipeline.
 
     Raises:
-        InvalidArgument: It can't be loaded, as for :func:`load_engine_factory`, or is neither.
+        InvalidArgument: It can't be loaded, as in :func:`load_engine_factory`, or is neither.
     """
     if target is None:
         return standard_pipeline
@@ -54,11 +54,11 @@ def load_pipeline(target: str | None) -> PipelineSource:
 
 
 def _load(target: str, what: str) -> Any:
-    """Return the object that *target* names; *what* it is meant to be is part of the errors."""
+    """Return the object that *target* names; errors say *what* was expected."""
     is_text = isinstance(target, str)  # pyright: ignore[reportUnnecessaryIsInstance]
     module, _, path = target.partition(":") if is_text else ("", "", "")
     if not module or not path or module.endswith(".py"):
-        hint = "; a module is named without its .py" if module.endswith(".py") else ""
+        hint = "; write the module without .py" if module.endswith(".py") else ""
         raise InvalidArgument(f"{what}: expected module:name, got {target!r}{hint}")
     try:
         return pkgutil.resolve_name(target)

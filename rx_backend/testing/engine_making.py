@@ -1,4 +1,4 @@
-"""Make the engine that a command line names, with its arguments."""
+"""Create the engine that a command line names, with its arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ("EngineMaker", "engine_maker", "read_arguments")
 
 class EngineMaker:
     """
-    Makes engines that a command line names; made by :func:`engine_maker`.
+    Creates engines that a command line names; returned by :func:`engine_maker`.
 
     Attributes:
         arguments: The keyword arguments of each call.
@@ -35,15 +35,15 @@ class EngineMaker:
         self.__qualname__: str = getattr(factory, "__qualname__", target)
 
     def __call__(self) -> object:
-        """Call what was named, as a factory of the conformance kit: it may have to be awaited."""
+        """Create an engine, as a factory of the conformance kit; the result may be an awaitable."""
         return self._factory(**self.arguments)
 
     def make(self) -> LLMEngine:
         """
-        Make an engine, outside of any event loop.
+        Create an engine, outside any event loop.
 
         Raises:
-            InvalidArgument: Making it raised something.
+            InvalidArgument: Creating it raised an exception.
         """
         try:
             made = self()
@@ -62,18 +62,18 @@ def engine_maker(
     target: str, arguments: Sequence[str] = (), own_args: Sequence[str] = (), **offered: Any
 ) -> EngineMaker:
     """
-    Return what makes the engine that *target* names, with these arguments.
+    Return the factory of the engine that *target* names, with these arguments.
 
     Args:
-        target: ``module:name`` of a class, or of a function, even an async one. An engine of Dynamo's
-            kind is made one of ours.
-        arguments: Its keyword arguments, as :func:`read_arguments` reads them.
+        target: ``module:name`` of a class or a function, which may be async. An engine of Dynamo's
+            is converted to ours.
+        arguments: Its keyword arguments, in the form of :func:`read_arguments`.
         own_args: For its own parser, a class method ``from_args``, instead of *arguments*.
-        **offered: Further keyword arguments, for a factory that has parameters of these names; None
-            for none.
+        **offered: More keyword arguments, for a factory with parameters of these names; None is
+            omitted.
 
     Raises:
-        InvalidArgument: Nothing is found there, an argument is unknown, missing or given twice, or
+        InvalidArgument: *target* is not found, an argument is unknown, missing or given twice, or
             there is no ``from_args``.
 
     >>> maker = engine_maker("rx_backend.engines:SampleEngine", ["token_interval_ms=1"])
@@ -84,7 +84,7 @@ def engine_maker(
     given = read_arguments(arguments)
     if own_args:
         if given:
-            raise InvalidArgument("--engine-arg: no effect beside arguments behind --")
+            raise InvalidArgument("--engine-arg: no effect with arguments after --")
         return EngineMaker(target, _parser_of(target, factory, own_args), {})
     parameters = _parameters(factory)
     for name, value in offered.items():
@@ -92,7 +92,7 @@ def engine_maker(
             continue
         if name in given:
             flag = f"--{name.replace('_', '-')}"
-            raise InvalidArgument(f"--engine-arg {name}: given by {flag} already")
+            raise InvalidArgument(f"--engine-arg {name}: already given by {flag}")
         given[name] = value
     if parameters is not None:
         _check(target, parameters, given)
@@ -101,10 +101,10 @@ def engine_maker(
 
 def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
     """
-    Read keyword arguments: each value as JSON where it is JSON, else as text.
+    Parse keyword arguments: each value as JSON if it is valid JSON, else as text.
 
     Raises:
-        InvalidArgument: One is not of the form ``name=value``, or a name comes twice.
+        InvalidArgument: One does not have the form ``name=value``, or a name is repeated.
 
     >>> read_arguments(["max_model_len=4096", "eager=true", "dtype=bfloat16", "ids=[1]"])
     {'max_model_len': 4096, 'eager': True, 'dtype': 'bfloat16', 'ids': [1]}
@@ -116,14 +116,14 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
             raise InvalidArgument(f"--engine-arg: expected name=value, got {text!r}")
         if not name.isidentifier():
             raise InvalidArgument(
-                f"--engine-arg: {name!r} is no argument's name: write it with underscores"
+                f"--engine-arg: expected an argument's name with underscores, got {name!r}"
             )
         if name in found:
             raise InvalidArgument(f"--engine-arg {name}: given twice")
         try:
             found[name] = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            # A path may have bytes that are no UTF-8.
+            # A path may have bytes that are not UTF-8.
             found[name] = value
     return found
 
@@ -134,13 +134,14 @@ def _parser_of(
     from_args = getattr(factory, "from_args", None)
     if not callable(from_args):
         raise InvalidArgument(
-            f"engine {target}: it has no from_args for what follows --: {' '.join(own_args)}"
+            f"engine {target}: expected a method from_args for arguments after --: "
+            f"{' '.join(own_args)}"
         )
     return lambda: from_args(list(own_args))
 
 
 def _parameters(factory: Callable[..., object]) -> dict[str, Parameter] | None:
-    """Return the parameters of a factory by name; None where they can't be found out."""
+    """Return the parameters of a factory by name; None if they are unknown."""
     try:
         return dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""One marble line: from text to events, and back."""
+"""Marble lines: parsing and rendering."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = (
 MarbleKind: TypeAlias = Literal["next", "error", "completed", "subscribe", "drop"]
 
 Values: TypeAlias = Annotated[Mapping[str, Any], CHECKED]
-"""What letters stand for."""
+"""The items that letters stand for."""
 
 Failure: TypeAlias = Annotated[Exception, CHECKED] | Annotated[type[Exception], CHECKED]
 """What ``#`` stands for: an exception, or the type of any."""
@@ -48,16 +48,16 @@ _SIGN = re.compile(r"'[^'\s]+'|.", re.DOTALL)
 
 
 class MarbleError(ValueError):
-    """A marble line that can't be read, or events that no line can show."""
+    """A marble line is invalid, or events can't be shown in a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class MarbleEvent:
     """
-    What happens at one moment of a marble line.
+    An event in a marble line.
 
     Attributes:
-        frame: When, in whole frames; one frame is one second of virtual time.
+        frame: The time in whole frames; one frame is one second of virtual time.
         kind: ``next``, ``error``, ``completed``, ``subscribe`` or ``drop``.
         value: The item or the exception; None for the other kinds.
     """
@@ -75,11 +75,11 @@ class MarbleEvent:
 @dataclass(frozen=True, slots=True)
 class MarbleLine:
     """
-    A marble line, read.
+    A parsed marble line.
 
     Attributes:
-        events: What happens, in order.
-        frames: How long the line is.
+        events: The events, in order.
+        frames: The length of the line.
     """
 
     events: tuple[MarbleEvent, ...]
@@ -94,7 +94,7 @@ def parse_marbles(
     line: str, values: Values | None = None, error: Failure | None = None
 ) -> MarbleLine:
     """
-    Read a marble line.
+    Parse a marble line.
 
     Each sign is one frame: ``-`` is empty, a letter, digit or word in quotes (``'word'``) is an
     item, ``|`` the end, ``#`` an error, ``^`` the subscription, ``!`` the drop. Signs in
@@ -102,12 +102,12 @@ def parse_marbles(
 
     Args:
         line: The line.
-        values: What letters and words stand for; one that is not in it stands for itself.
-        error: What ``#`` stands for.
+        values: The items that letters and words stand for; others stand for themselves.
+        error: The exception for ``#``.
 
     Raises:
-        MarbleError: The line can't be read; the message points at the place.
-        TypeError: An argument is none that is described; the message names it.
+        MarbleError: The line is invalid; the message points at the place.
+        TypeError: An argument is invalid; the message names it.
 
     >>> for event in parse_marbles("-a-(b|)", {"a": 1}).events:
     ...     print(event)
@@ -166,12 +166,12 @@ def render_marbles(
 
     Args:
         events: In the order of their frames.
-        values: What letters stand for. Without a letter, a chunk whose text is one word is that
-            word, and any other item that is no letter itself is ``?``.
-        frames: Make the line at least so long.
+        values: The items that letters stand for. Without a letter, a chunk whose text is one word
+            is shown as that word, and any other item that is not a letter as ``?``.
+        frames: The minimum length of the line.
 
     Raises:
-        TypeError, ValueError: An argument is none that is described; the message names it.
+        TypeError, ValueError: An argument is invalid; the message names it.
 
     >>> render_marbles([MarbleEvent(1, "next", 5), MarbleEvent(3, "completed")], {"a": 5})
     '-a-|'
@@ -202,7 +202,7 @@ def _sign(event: MarbleEvent, values: Mapping[str, Any]) -> str:
 
 
 def _word(item: Any) -> str | None:
-    """Return the text of a chunk, or of the chunk in an item, where it is one word."""
+    """Return the text of a chunk, or of the chunk in an item, if it is one word."""
     text = getattr(getattr(item, "data", None) or item, "text", None)
     word = text.strip() if isinstance(text, str) else ""
     return word if word and _SIGN.fullmatch(f"'{word}'") else None
@@ -221,7 +221,7 @@ def align_marbles(rows: Annotated[Mapping[str, str], CHECKED]) -> str:
     Write marble lines below each other, so that each frame is one column.
 
     Raises:
-        TypeError: *rows* is no mapping.
+        TypeError: *rows* is not a mapping.
 
     >>> print(align_marbles({"source": "-a-b|", "result": "-(xy)-b|"}))
     source  -a   -b|

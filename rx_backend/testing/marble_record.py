@@ -1,4 +1,4 @@
-"""What comes out of a stream, and how it differs from a marble line."""
+"""Recording a stream's events, and comparing them with a marble line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ("MarbleResult", "Recorder", "differences")
 @dataclass(frozen=True, slots=True)
 class MarbleResult:
     """
-    What came out of a stream.
+    The recorded events of a stream.
 
     Attributes:
-        events: What came, in order; a ``drop`` where the test disposed.
+        events: The events, in order; a ``drop`` if the test disposed.
         marbles: The same as a marble line.
     """
 
@@ -37,19 +37,19 @@ class MarbleResult:
 
     @property
     def error(self) -> Exception | None:
-        """What the stream failed with, if it failed."""
+        """The stream's exception, if it failed."""
         return next((event.value for event in self.events if event.kind == "error"), None)
 
 
 class Recorder:
-    """Notes the events of a stream, and disposes where the plan has a ``!``."""
+    """Records the events of a stream, and disposes at the plan's ``!``."""
 
     def __init__(self, plan: MarbleLine, clock: FrameClock) -> None:
         self.log = EventLog(clock)
         self._clock = clock
         self._subscription = SingleAssignmentDisposable()
         self._drop = plan.first("drop")
-        # How many items of its frame come before the drop.
+        # The number of items in its frame before the drop.
         self._before_drop = sum(
             event.kind == "next" and self._drop is not None and event.frame == self._drop.frame
             for event in plan.events
@@ -67,7 +67,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Dispose, and note nothing of it."""
+        """Dispose, without recording it."""
         self._subscription.dispose()
 
     def _next(self, item: Any) -> None:
@@ -87,7 +87,7 @@ def differences(
     actual: Sequence[MarbleEvent],
     error: Exception | type[Exception] | None,
 ) -> Generator[str]:
-    """Describe what differs, event by event; *error* is what an expected error must be."""
+    """Describe the differences, event by event; *error* is the expected exception or type."""
     for wanted, got in zip_longest(expected, actual):
         if wanted is None:
             yield f"expected nothing more, got {got}"

@@ -1,4 +1,4 @@
-"""The time of a marble test, what happens in it, and sources that play a marble line."""
+"""The time and log of a marble test, and sources that play a marble line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ("EventLog", "FrameClock", "MarbleSource")
 
 class FrameClock:
     """
-    The time of a marble test: that of the event loop that plays it, in frames.
+    The time of a marble test: its event loop's time, in frames.
 
     Attributes:
         is_over: Whether everything was played.
@@ -40,14 +40,14 @@ class FrameClock:
         return 0.0 if self._loop is None else self._loop.time()
 
     def plan(self, time_s: float, action: Callable[[], None], *, first: bool = False) -> None:
-        """Call *action* at *time_s*: behind what was planned for then, or, before the test, *first*."""
+        """Call *action* at *time_s*: after earlier actions, or, if set before the test, *first*."""
         if self._loop is None:
             self._planned.insert(0 if first else len(self._planned), (time_s, action))
         else:
             self._loop.call_at(time_s, action)
 
     async def play(self, frames: int, begin: Callable[[], None]) -> None:
-        """Call *begin*, and what is planned for each of the frames, in the running loop."""
+        """Call *begin*, and the actions planned for each frame, in the running loop."""
         loop = self._loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -70,7 +70,7 @@ class FrameClock:
 
 
 class EventLog:
-    """What happens in one row of a marble test, until the test is over."""
+    """The events in one row of a marble test, until the test is over."""
 
     def __init__(self, clock: FrameClock) -> None:
         self._clock = clock
@@ -82,29 +82,29 @@ class EventLog:
         The events, in order.
 
         Raises:
-            MarbleError: One lies between two frames.
+            MarbleError: An event is between two frames.
         """
         return tuple(MarbleEvent(_frame(time), kind, value) for time, kind, value in self._noted)
 
     def note(self, kind: MarbleKind, value: Any = None) -> None:
-        """Note that something happens now."""
+        """Record an event at the current time."""
         if not self._clock.is_over:
             self._noted.append((self._clock.time(), kind, value))
 
     def note_drop(self) -> None:
-        """Note that the row is left, unless it has ended."""
+        """Record that the row was dropped, unless it has ended."""
         if not self._noted or self._noted[-1][1] == "next":
             self.note("drop")
 
 
 class MarbleSource(Observable[Any]):
     """
-    A source that plays a marble line; ``Marbles.cold`` and ``Marbles.hot`` make them.
+    A source that plays a marble line; created by ``Marbles.cold`` and ``Marbles.hot``.
 
     Attributes:
-        text: The line as it was written.
-        line: The line as it was read.
-        played: What was played of it, with a ``drop`` where a cold one was left before its end.
+        text: The line as text.
+        line: The parsed line.
+        played: The played events, with a ``drop`` if a cold one was disposed before its end.
     """
 
     def __init__(self, text: str, line: MarbleLine, clock: FrameClock, *, hot: bool) -> None:
@@ -123,7 +123,7 @@ class MarbleSource(Observable[Any]):
     @property
     def subscriptions(self) -> list[str]:
         """
-        One marble line per subscription, in order: ``^`` where it began, ``!`` where it ended.
+        One marble line per subscription, in order: ``^`` at its start, ``!`` at its disposal.
 
         A subscription that was not disposed of before the end of the test has no ``!``.
         """
@@ -147,7 +147,7 @@ class MarbleSource(Observable[Any]):
         return Disposable(dispose)
 
     def _play(self, observer: abc.ObserverBase[Any], after: int = 0) -> abc.DisposableBase:
-        """Plan the events from a frame on, beginning now."""
+        """Plan the events from a frame on, starting now."""
         disposed = BooleanDisposable()
         begun = self._clock.time() - after
         for event in self.line.events:
@@ -175,7 +175,7 @@ def _frame(time_s: float) -> int:
     Return the frame of a virtual time.
 
     Raises:
-        MarbleError: The time lies between two frames.
+        MarbleError: The time is between two frames.
     """
     frame = round(time_s)
     if abs(frame - time_s) > 1e-5:

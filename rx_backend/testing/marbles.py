@@ -1,4 +1,4 @@
-"""Operators tested by marble lines, in virtual time."""
+"""Testing operators with marble lines, in virtual time."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from rx_backend.testing.virtual_run import is_loop_running, run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
-# How many frames after the longest line are played, for events that no line has.
+# How many frames to play after the longest line, for events that no line has.
 _AFTERMATH = 100
 
 
 class MarbleFailure(Exception):
-    """What ``#`` in a source stands for unless the test says otherwise."""
+    """The default exception for ``#`` in a source."""
 
 
 class MarbleMismatch(AssertionError):
-    """A stream differs from its marble line; shows both, one above the other."""
+    """A stream differs from its marble line; the message shows both, aligned."""
 
 
 class Marbles:
     """
-    One marble test: sources, virtual time, and the check of the output.
+    A marble test: sources, virtual time, and a check of the output.
 
-    One frame is one second of an event loop on virtual time, which the timers of ``reactivex`` obey
-    too, as streams are subscribed to with a ``LoopScheduler``. ``clock`` is for operators that take
-    a clock. In a frame, timers fire in the order in which they were set; those of a source are set
-    when it is subscribed to, or, if it is hot, before the test.
+    One frame is one second of an event loop in virtual time, which timers of ``reactivex`` also
+    use, as streams are subscribed to with a ``LoopScheduler``. Pass ``clock`` to operators that
+    take a clock. Within a frame, timers fire in the order in which they were set; a source's timers
+    are set at its subscription, or, if it is hot, before the test.
 
     Args:
-        values: What letters stand for, in every line of the test. A letter that is not in it
-            stands for itself.
-        error: What ``#`` in a source stands for; a ``MarbleFailure`` when left out.
+        values: The items that letters stand for, in every line of the test. Other letters stand for
+            themselves.
+        error: The exception for ``#`` in a source; by default a ``MarbleFailure``.
 
     Raises:
-        TypeError: An argument is none that is described; the message names it. So do the methods.
+        TypeError: An argument is invalid; the message names it. Methods also raise it.
 
     >>> from reactivex import operators as ops
     >>> test = Marbles()
@@ -77,30 +77,30 @@ class Marbles:
         self._played = False
 
     def clock(self) -> float:
-        """Return the virtual time in seconds, which are frames."""
+        """Return the virtual time in seconds, that is, frames."""
         return self._clock.time()
 
     def log(self) -> EventLog:
-        """Return a log to note events in, such as the calls that an operator makes."""
+        """Return a log for other events, such as calls made by an operator."""
         return EventLog(self._clock)
 
     def cold(self, line: str) -> MarbleSource:
         """
-        Make a source that plays *line* to every subscriber from its beginning.
+        Return a source that plays *line* from the start to every subscriber.
 
         Raises:
-            MarbleError: *line* can't be read, or has a ``^`` or ``!``.
+            MarbleError: *line* is invalid, or has a ``^`` or ``!``.
         """
         return self._source(line, "subscribe", "drop", hot=False)
 
     def hot(self, line: str) -> MarbleSource:
         """
-        Make a source that plays *line* once, to its subscribers at that time.
+        Return a source that plays *line* once, to its current subscribers.
 
-        The test begins at ``^``; signs before it are not played.
+        The test starts at ``^``; signs before it are not played.
 
         Raises:
-            MarbleError: *line* can't be read, or has a ``!``.
+            MarbleError: *line* is invalid, or has a ``!``.
         """
         return self._source(line, "drop", hot=True)
 
@@ -113,12 +113,12 @@ class Marbles:
         It ends a hundred frames after the longest line.
 
         Args:
-            stream: What to subscribe to.
-            drop: A line whose ``!`` is when to dispose: ``--!`` before anything of that frame
-                arrives, ``--(a!)`` while the first item of that frame is handed out.
+            stream: The stream.
+            drop: A line with the time of disposal, ``!``: ``--!`` before anything of that frame,
+                ``--(a!)`` during the first item of that frame.
 
         Raises:
-            MarbleError: Something happened between two frames, or *drop* can't be read.
+            MarbleError: An event is between two frames, or *drop* is invalid.
         """
         check_arguments(Marbles.record, self, stream, drop=drop)
         return self._record(stream, parse_marbles(drop))
@@ -134,15 +134,15 @@ class Marbles:
         Subscribe to *stream* at frame 0 and compare its events with the line *result*.
 
         Args:
-            stream: What to subscribe to.
-            result: The line. Its ``!`` also says when to dispose, as in ``record``.
-            error: What ``#`` in *result* stands for: an exception (compared by type and arguments)
-                or a type. When left out it is the error of the sources if one of them has a ``#``,
-                else any exception.
+            stream: The stream.
+            result: The line. Its ``!`` is the time of disposal, as in ``record``.
+            error: The ``#`` in *result*: an exception (compared by type and arguments) or a type.
+                By default it is the error of the sources if one of them has a ``#``, else any
+                exception.
 
         Raises:
-            MarbleMismatch: They differ; shows the lines, aligned, and each difference.
-            MarbleError: Something happened between two frames, or *result* can't be read.
+            MarbleMismatch: They differ; the message shows the aligned lines and each difference.
+            MarbleError: An event is between two frames, or *result* is invalid.
         """
         check_arguments(Marbles.expect, self, stream, result, error=error)
         if error is None and any(source.line.first("error") for source in self._sources):
@@ -205,22 +205,22 @@ def assert_marbles(
     subscriptions: Annotated[Sequence[str], CHECKED] | None = None,
 ) -> MarbleResult:
     """
-    Check what an operator makes of a source: the short form of ``Marbles``.
+    Check an operator's result for a source: the short form of ``Marbles``.
 
     Args:
-        operator: From Observable to Observable: one of this library, of ``reactivex``, or your own.
-        source: The line that goes in.
-        result: The line that must come out; with ``!`` where the test disposes.
-        values: What letters stand for, in both lines.
-        error: What ``#`` in *source* stands for.
-        result_error: What ``#`` in *result* stands for, see ``Marbles.expect``.
-        hot: The source plays without subscribers too.
-        subscriptions: Also check how the operator subscribed to the source: ``["^---!"]``.
+        operator: From Observable to Observable: of this library, of ``reactivex``, or your own.
+        source: The input line.
+        result: The expected output line; a ``!`` is the time of disposal.
+        values: The items that letters stand for, in both lines.
+        error: The exception for ``#`` in *source*.
+        result_error: The ``#`` in *result*; see ``Marbles.expect``.
+        hot: Whether the source also plays without subscribers.
+        subscriptions: Also check the operator's subscriptions to the source: ``["^---!"]``.
 
     Raises:
-        MarbleMismatch: Something else came out; shows both lines, one above the other.
-        MarbleError: A line can't be read.
-        TypeError: An argument is none that is described; the message names it.
+        MarbleMismatch: The output differs; the message shows both lines, aligned.
+        MarbleError: A line is invalid.
+        TypeError: An argument is invalid; the message names it.
 
     >>> from reactivex import operators as ops
     >>> _ = assert_marbles(ops.map(str.upper), source="-a-b-|", result="-A-B-|")

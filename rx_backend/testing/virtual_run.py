@@ -1,4 +1,4 @@
-"""Run a program in virtual time, also where an event loop runs already."""
+"""Run a program in virtual time, also while an event loop is running."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ def run_virtual(
     in_thread: bool = False,
 ) -> T:
     """
-    Run *coroutine* to its end on a fresh ``VirtualTimeLoop`` and return its result.
+    Run *coroutine* to its end on a new ``VirtualTimeLoop`` and return its result.
 
-    Tasks that are left are cancelled, async generators are closed, and the loop is closed.
+    Remaining tasks are cancelled, async generators are closed, and the loop is closed.
 
     Args:
-        coroutine: What to run.
+        coroutine: The coroutine.
         thread_grace_s: See ``VirtualTimeLoop``.
-        in_thread: Run it in a thread of its own and wait for that, so that it can be called while
-            an event loop runs in this thread, as in a notebook. An interrupt (Ctrl-C) cancels the
-            run.
+        in_thread: Run it in a new thread and wait for that, so that it can be called while an event
+            loop is running in this thread, as in a notebook. An interrupt (Ctrl-C) cancels the run.
 
     Raises:
         Deadlock: The coroutine waits for something that can never happen.
         RuntimeError: A loop is running in this thread and *in_thread* is not set.
-        TypeError, ValueError: An argument is none that is described; the message names it.
+        TypeError, ValueError: An argument is invalid; the message names it.
 
     >>> import asyncio
     >>> async def an_hour():
@@ -77,12 +76,12 @@ def _check_no_loop_runs() -> None:
     if is_loop_running():
         raise RuntimeError(
             "run_virtual can't be called while an event loop runs in this thread; "
-            "in_thread=True runs it in a thread of its own, as in a notebook"
+            "use in_thread=True, for example in a notebook"
         )
 
 
 def _run_in_thread(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:
-    # Made here, the loop runs in a copy of this thread's context.
+    # Created here, so that the loop runs in a copy of this thread's context.
     loop = runner.get_loop()
 
     future: Future[T] = Future()
@@ -105,7 +104,7 @@ def _run_in_thread(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) ->
         thread.start()
         return future.result()
     except BaseException:
-        # If this thread was interrupted, the run goes on.
+        # If this thread was interrupted, the run continues.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(cancel)
         raise

@@ -26,37 +26,38 @@ __all__ = ("VirtualTimeLoop",)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# A program that never idles (a loop around `sleep(0)`) would stop the clock for ever, and with it
-# every timeout. After so many turns at one instant each further turn costs time, as a real one.
+# A program that never idles (a loop around `sleep(0)`) would stop the clock forever, and with it
+# every timeout. After this many turns at one instant each further turn takes time, as a real one
+# does.
 _FREE_TURNS = 10_000
 _TURN_S = 10e-6
-# The loop asks for the time until a timer, which differs by its rounding from the timer's own time.
+# The loop passes the time until a timer, which differs by rounding from the timer's own time.
 _ROUNDING_S = 1e-6
-# The loop fires timers that are due within this time; after 97 days it is below a float's precision.
+# The loop fires timers due within this time; after 97 days it is below a float's precision.
 _RESOLUTION_S = 1e-9
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
-    An asyncio loop on virtual time, for tests and simulations.
+    An asyncio loop in virtual time, for tests and simulations.
 
     ``time()`` starts at 0.0 seconds. The clock stands still while callbacks are ready; when none
     is, it jumps to the next timer. Timers for the same instant fire in the order in which they were
     set, so a run is repeatable.
 
-    Other threads: ``call_soon_threadsafe`` works. While work handed to ``run_in_executor`` or
+    Other threads: ``call_soon_threadsafe`` works. While work in ``run_in_executor`` or
     ``asyncio.to_thread`` runs, or inside ``hold_time()``, the clock is no faster than real time, so
-    that the thread can answer first. Sockets work too; they are polled without waiting as long as
-    timers are set.
+    that the thread can respond first. Sockets also work; while timers are set, they are polled
+    without waiting.
 
     ``run_until_complete`` and ``run_forever`` raise ``Deadlock`` when nothing can ever happen again.
 
     Args:
-        thread_grace_s: How many real seconds the loop waits for other threads that are alive before
-            it raises ``Deadlock``. Without such threads it does not wait.
+        thread_grace_s: How many real seconds the loop waits for other live threads before it raises
+            ``Deadlock``. Without such threads it does not wait.
 
     Raises:
-        TypeError, ValueError: *thread_grace_s* is no finite number of seconds, 0 or more.
+        TypeError, ValueError: *thread_grace_s* is not a finite number of seconds, 0 or more.
     """
 
     def __init__(self, *, thread_grace_s: Annotated[float, AtLeast(0, "seconds")] = 1.0) -> None:
@@ -70,7 +71,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise
 
     def time(self) -> float:
-        """Return the virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was created."""
         return self._clock.now_s
 
     @property
@@ -87,8 +88,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """
         Keep the clock from running faster than real time inside the block.
 
-        For code that waits for something the loop cannot see: a thread of its own, a socket.
-        Nothing counts as a deadlock inside.
+        For code that waits for something the loop can't see, such as its own thread or a socket.
+        Inside, nothing counts as a deadlock.
         """
         self._clock.holds += 1
         try:
@@ -105,7 +106,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         """Call *callback* at *when* on the loop's clock."""
         if when == math.inf:
-            # It never fires, and must not keep the loop from finding a deadlock.
+            # It never fires, and must not hide a deadlock.
             return asyncio.TimerHandle(when, callback, args, self, context)
         instant = _Instant(when, next(self._timer_numbers))
         timer = super().call_at(instant, callback, *args, context=context)
@@ -118,7 +119,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         func: Callable[[*Ts], T],
         *args: *Ts,
     ) -> asyncio.Future[T]:
-        """Run *func* in a thread; the clock keeps to real time until it is done."""
+        """Run *func* in a thread; the clock follows real time until it is done."""
 
         def done(_: asyncio.Future[T]) -> None:
             self._clock.holds -= 1
@@ -140,7 +141,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _Instant(float):
-    """A time that sorts behind equal ones with lower numbers."""
+    """A time that sorts after equal ones with lower numbers."""
 
     __slots__ = ("number",)
 
@@ -159,13 +160,13 @@ class _Instant(float):
 
 class _VirtualSelector(selectors.DefaultSelector):
     """
-    What a loop waits with: it moves the clock where a selector would wait for a timer.
+    A loop's selector: it advances the clock instead of waiting for a timer.
 
     Attributes:
         now_s: The virtual time.
-        timers_s: A heap of the times of timers; cancelled ones stay in it until their time comes.
-        holds: While it is above 0, the clock keeps to real time.
-        handles_signals: Whether signals are waited for.
+        timers_s: A heap of the times of timers; cancelled ones stay in it until they are due.
+        holds: While it is above 0, the clock follows real time.
+        handles_signals: Whether to wait for signals.
         longest_turn_s: The longest real time from one call of `select` to the next.
     """
 
@@ -181,7 +182,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         self._turn_began = perf_counter()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready; *timeout* is 0 while callbacks are, and None without timers."""
+        """Return what is ready; *timeout* is 0 if callbacks are ready, and None without timers."""
         self.longest_turn_s = max(self.longest_turn_s, perf_counter() - self._turn_began)
         if timeout is None:
             events = self._wait()
@@ -198,7 +199,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         return events
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for something from outside: a descriptor, a signal, or another thread."""
+        """Wait for an external event: a descriptor, a signal, or another thread."""
         # One descriptor is the pipe by which threads wake the loop.
         if self.holds or self.handles_signals or len(self.get_map()) > 1:
             return super().select(None)
@@ -208,7 +209,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         return events
 
     def _jump(self, time_s: float) -> None:
-        """Set the clock to *time_s*, exactly to the time of the timer that is due then."""
+        """Set the clock to *time_s*, rounded to the exact time of the timer that is due then."""
         timers_s = self.timers_s
         passed_s = max(self.now_s, time_s - _ROUNDING_S)
         while timers_s and timers_s[0] <= passed_s:

@@ -1,8 +1,8 @@
 """
-Answers of a web service as server-sent events, for Starlette, FastAPI and what is built on them.
+Answers as server-sent events, for Starlette and FastAPI.
 
-A route returns ``respond(adapter.generate(request, context), ChatChunks("model"))``. Needs the extra
-``web``.
+A route returns ``respond(adapter.generate(request, context), ChatChunks("model"))``. Needs the
+extra ``web``.
 """
 
 from rx_backend.extras import import_extra

@@ -1,4 +1,4 @@
-"""The client of a response: when it has left, and what is sent to it."""
+"""The client of a response: its disconnection, and what is sent to it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ __all__ = ("ClientLeft", "Outlet", "until_client_leaves")
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
-# Without a blank line behind it, which would be an event without data to OpenAI's client once an
-# event had an id. The next event follows on a line of its own.
+# Without a blank line after it: that would be an event without data to OpenAI's client once an
+# event had an id. The next event starts on a new line.
 _KEEP_ALIVE: Final = b": keep-alive\n"
 
 
 class ClientLeft(Exception):
-    """The server says, as something is sent, that there is no client."""
+    """Sending failed, as the client has disconnected."""
 
 
 async def until_client_leaves(receive: Receive) -> None:
-    """Return when the client has left."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class Outlet:
     """
-    Sends one response: its headers, its events, and comments while there are none.
+    Sends one response: its headers, its events, and comments while there are no events.
 
     Args:
-        send: Sends the connection's messages.
+        send: The ASGI ``send`` of the connection.
 
     Attributes:
-        has_begun: Whether the headers are out.
-        has_ended: Whether the last event is out; what is written then is dropped.
+        has_begun: Whether the headers were sent.
+        has_ended: Whether the last event was sent; later writes are dropped.
 
     Raises:
-        ClientLeft: There is no client; by whatever sends.
+        ClientLeft: The client has disconnected; by any method that sends.
     """
 
     def __init__(self, send: Send) -> None:
@@ -69,12 +69,12 @@ class Outlet:
             lock.release()
 
     async def end(self, events: bytes = b"") -> None:
-        """Send the last events and the end of the response; also while something else is sent."""
+        """Send the last events and end the response, even while another send is pending."""
         self.has_ended = True
         await self._pass_on({"type": "http.response.body", "body": events, "more_body": False})
 
     def is_stuck(self, timeout_s: float | None) -> bool:
-        """Return whether the client has taken nothing for *timeout_s*, though there is something."""
+        """Return whether a send has been pending for *timeout_s*."""
         since = self._sending_since
         if since is None or timeout_s is None:
             return False
@@ -91,7 +91,7 @@ class Outlet:
 
     @asynccontextmanager
     async def keep_alive(self, interval_s: float | None) -> AsyncGenerator[None]:
-        """Send a comment whenever nothing was sent for *interval_s*, while a block runs."""
+        """Send a comment after each *interval_s* without an event, while a block runs."""
         if interval_s is None:
             yield
             return
@@ -103,7 +103,7 @@ class Outlet:
             await asyncio.wait([task])
 
     async def _send_comments(self, interval_s: float) -> None:
-        # The next event finds the client gone too.
+        # The next event fails too.
         with suppress(ClientLeft):
             while not self.has_ended:
                 left = self._sent_at + interval_s - self._clock()

@@ -31,16 +31,17 @@ _SHUTDOWN: Final = "the server has ended the request: it may be shutting down"
 
 class Exchange:
     """
-    Serves one response, and releases its stream however that ends.
+    Serves one response, and releases its stream in every case.
 
     Args:
-        stream: The stream, or what returns it when awaited.
+        stream: The stream, or an awaitable that returns it.
         format: How it is written.
-        context: The request's context, which is stopped while the stream is being opened.
+        context: The request's context, by which a stream that is being opened is stopped.
         headers: The headers of the response.
-        keep_alive_s: When a comment is sent; None for never.
-        send_timeout_s: When a client that takes nothing counts as one that has left; None for never.
-        headers_first: Whether the headers are sent before the stream is opened.
+        keep_alive_s: The seconds without an event after which a comment is sent; None for never.
+        send_timeout_s: The seconds after which a client that reads nothing counts as disconnected;
+            None for never.
+        headers_first: Whether to send the headers before opening the stream.
     """
 
     def __init__(
@@ -66,9 +67,9 @@ class Exchange:
         self._is_killed = False
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Serve the response until it is complete, or the client has left."""
+        """Serve the response until it is complete or the client has disconnected."""
         outlet = Outlet(send)
-        # A task of its own, since what cancels this one must not wait until the engine has closed.
+        # A separate task: who cancels this one must not wait until the engine has closed.
         serving = asyncio.create_task(self._serve(outlet))
         leaving = asyncio.create_task(until_client_leaves(receive))
         try:
@@ -77,8 +78,8 @@ class Exchange:
                 self._kill()
                 serving.cancel()
                 if not outlet.has_begun:
-                    # For the log of the server, and for middleware that waits for a response.
-                    await self._cut_short(outlet, Cancelled("the client has left"))
+                    # For the server's log, and for middleware that waits for a response.
+                    await self._cut_short(outlet, Cancelled("the client has disconnected"))
         except asyncio.CancelledError:
             self._kill()
             serving.cancel()
@@ -93,13 +94,13 @@ class Exchange:
                 serving.result()
 
     async def _until_over(self, outlet: Outlet, *tasks: asyncio.Task[None]) -> None:
-        """Wait until the response is complete, or the client has left or takes nothing any more."""
+        """Wait until the response is complete, or the client has disconnected or reads nothing."""
         limit_s = self._send_timeout_s
         while not (any(task.done() for task in tasks) or outlet.is_stuck(limit_s)):
             await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def head(self, send: Send) -> None:
-        """Answer a request for the headers alone: the stream is opened, and nothing is pulled."""
+        """Answer a HEAD request: the stream is opened, and nothing is pulled."""
         outlet = Outlet(send)
         try:
             try:
@@ -126,7 +127,7 @@ class Exchange:
         """
         Stop the request, which is one abort of the engine by the A rows.
 
-        A stream that others may read, or come back to, has a life of its own, and is only closed.
+        A stream that others may read or resume outlives the response, and is only closed.
         """
         self._is_killed = True
         stream = self._stream or self._given
@@ -157,7 +158,7 @@ class Exchange:
             raise
 
     async def _first_item(self) -> Annotated[Any] | None:
-        """Return the first item when the first token has come; raise a failure before that."""
+        """Return the first item once there is a token; raise a failure before that."""
         stream = await self._open()
         if hasattr(stream, "peek_first"):
             await cast("Any", stream).peek_first()
@@ -170,7 +171,7 @@ class Exchange:
         stream = given if isinstance(given, AsyncIterator) else await given
         self._stream = stream
         if self._is_killed:
-            # The set-up has swallowed the cancellation.
+            # Opening has swallowed the cancellation.
             self._kill()
             raise asyncio.CancelledError
         self._writer = self._format.writer(stream)
@@ -194,19 +195,21 @@ class Exchange:
         except ClientLeft:
             raise
         except Exception as error:
-            # What can't be written ends the response, though not the stream.
+            # An item that can't be written ends the response, though not the stream.
             self._kill()
             return self._failure(error)
 
     def _failure(self, error: Exception) -> bytes:
-        """Return the event of a failure that is no item of the stream."""
+        """Return the event of a failure that is not an item of the stream."""
         if not isinstance(error, FAILURES):
-            _log.error("a stream has failed", request_id=self._request_id(), **describe(error))
+            _log.error(
+                "writing the stream failed", request_id=self._request_id(), **describe(error)
+            )
         writer = self._writer or self._format.writer(_nothing())
         return writer.failure(error)
 
     async def _refuse(self, outlet: Outlet, error: Exception, *, is_head: bool = False) -> None:
-        """Answer with the status of a failure."""
+        """Respond with the status of a failure."""
         response = error_response(error)
         await outlet.begin(response.status_code, response.raw_headers + self._id_header())
         await outlet.end(b"" if is_head else bytes(response.body))
@@ -220,7 +223,7 @@ class Exchange:
                 else:
                     await self._refuse(outlet, error)
         except Exception as failure:
-            _log.debug("the last event of a stream was not sent", **describe(failure))
+            _log.debug("the last event of the stream was not sent", **describe(failure))
 
     def _response_headers(self) -> RawHeaders:
         return self._headers + self._id_header()
@@ -235,6 +238,6 @@ class Exchange:
 
 
 async def _nothing() -> AsyncIterator[Annotated[Any]]:
-    """Stand for a stream that was never opened."""
+    """Replace a stream that was never opened."""
     return
     yield

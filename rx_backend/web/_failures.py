@@ -1,4 +1,4 @@
-"""What a client is told of a failure: the status, and OpenAI's error object."""
+"""What a client gets for a failure: the status, and OpenAI's error object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = (
 )
 
 FAILURES: Final = (BackendError, PositionDropped, PositionUnknown)
-"""Failures that have a status of their own; any other exception is a fault of the service."""
+"""Failures with their own status; any other exception is a fault of the service."""
 
 _STATUS: Final[Mapping[str, int]] = {
     "InvalidArgument": 400,
@@ -37,7 +37,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "ResponseTimeout": 504,
 }
 
-# Of streams that a client comes back to; these classes say more than their kinds.
+# Of resumable streams; these classes say more than their kinds.
 _OWN_STATUS: Final[Mapping[type[Exception], int]] = {
     StreamNotFound: 404,
     PositionUnknown: 400,
@@ -57,7 +57,7 @@ _RETRY_AFTER_S: Final = 1
 
 def status_of(error: BaseException) -> int:
     """
-    Return the HTTP status of a failure ahead of the first token (row S6).
+    Return the HTTP status of a failure before the first token (row S6).
 
     By the kind of the error:
 
@@ -68,10 +68,10 @@ def status_of(error: BaseException) -> int:
     - 503: `CannotConnect`, `EngineShutdown`
     - 504: `ConnectionTimeout`, `ResponseTimeout`
 
-    And of resumable streams: 404 `StreamNotFound`, 410 `PositionDropped`, 400 `PositionUnknown`, 503
-    `TooManyStreams`.
+    For resumable streams also: 404 `StreamNotFound`, 410 `PositionDropped`, 400 `PositionUnknown`,
+    503 `TooManyStreams`.
 
-    >>> status_of(TimeoutError()), status_of(ValueError("max_tokens: expected 1 at least"))
+    >>> status_of(TimeoutError()), status_of(ValueError("max_tokens: expected at least 1"))
     (504, 400)
     """
     own = _own_class(error)
@@ -80,10 +80,10 @@ def status_of(error: BaseException) -> int:
 
 def public_error(error: BaseException) -> BackendError:
     """
-    Return a typed error as a client may see it: without its causes.
+    Return the typed error that a client may see, without its causes.
 
-    The message is the error's own, which is written for the caller; but the text of an exception
-    that was not typed stays in the log, unless it is a ``ValueError``, which is about the request.
+    A typed error keeps its message, which is written for the caller. The text of any other
+    exception is only logged, except that of a ``ValueError``, which is about the request.
 
     >>> public_error(KeyError("/srv/secret"))
     Unknown('the engine failed')
@@ -99,7 +99,7 @@ def public_error(error: BaseException) -> BackendError:
 
 
 def error_object(error: BaseException) -> dict[str, Any]:
-    """Return OpenAI's error object; its ``code`` is the kind of the error, or its class's own name."""
+    """Return OpenAI's error object; its ``code`` is the kind of the error or its class's name."""
     public = public_error(error)
     is_clients = isinstance(public, InvalidArgument)
     return {
@@ -113,13 +113,13 @@ def error_object(error: BaseException) -> dict[str, Any]:
 
 
 def error_code(error: BaseException) -> str:
-    """Return the kind of an error, or the name of its own class where that says more."""
+    """Return the kind of an error, or the name of its class if that says more."""
     own = _own_class(error)
     return own.__name__ if own else public_error(error).kind
 
 
 def error_headers(error: BaseException) -> dict[str, str]:
-    """Return the headers of a failure: when a client may try again, where that helps soon."""
+    """Return the headers of a failure: ``Retry-After`` if a retry may soon succeed."""
     return {"retry-after": str(_RETRY_AFTER_S)} if isinstance(error, TooManyStreams) else {}
 
 
@@ -129,7 +129,7 @@ def error_response(
     """
     Return the response to a request that failed: a status by kind, and OpenAI's error object.
 
-    For failures outside of a response of :func:`respond`, as an exception handler::
+    For failures outside :func:`respond`, as an exception handler::
 
         app.add_exception_handler(BackendError, lambda request, error: error_response(error))
     """
@@ -140,13 +140,13 @@ def error_response(
 
 def _own_class(error: BaseException) -> type[Exception] | None:
     """Return the class of a failure of a resumable stream; None for any other."""
-    # What is raised by peeking is typed, with the failure as its cause.
+    # Peeking raises a typed error, with the failure as its cause.
     found = (own for own in _OWN_STATUS if own in {type(error), type(error.__cause__)})
     return next(found, None)
 
 
 def _is_text_of(message: str, cause: BaseException | None) -> bool:
-    """Return whether *message* was made of the text of an exception that is not typed."""
+    """Return whether *message* comes from an exception that is not typed."""
     if cause is None or isinstance(cause, BackendError):
         return False
     if isinstance(cause, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""How items are written as server-sent events; our own items as JSON."""
+"""How items are written as server-sent events, and our own JSON form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Writer(Protocol):
     has_failed: bool
 
     def item(self, item: Annotated[Any]) -> bytes:
-        """Return the events of an item; nothing for one that is not sent."""
+        """Return the events of an item; empty if it is not sent."""
         ...
 
     def failure(self, error: Exception) -> bytes:
@@ -37,7 +37,7 @@ class Writer(Protocol):
         ...
 
     def end(self) -> bytes:
-        """Return what follows the last item of a stream that has not failed."""
+        """Return what follows the last item if the stream has not failed."""
         ...
 
 
@@ -46,7 +46,8 @@ class Format(Protocol):
     How a stream is written.
 
     Attributes:
-        empty_status: The status of a stream without items, as that of a client that has them all.
+        empty_status: The status of a stream without items, for example when a client that resumes
+            has them all.
     """
 
     @property
@@ -66,8 +67,8 @@ def json_of(value: object) -> bytes:
     """
     Return the JSON of a struct or of plain data.
 
-    A detokenizer that cuts a character in two makes text which UTF-8 has no bytes for: half of a
-    surrogate pair. It is written as U+FFFD.
+    A detokenizer that splits a character yields half of a surrogate pair, which UTF-8 can't encode.
+    It is written as U+FFFD.
     """
     try:
         return _encode(value)
@@ -77,12 +78,12 @@ def json_of(value: object) -> bytes:
 
 def event(data: bytes, *, name: str | None = None, id: str | None = None) -> bytes:
     """
-    Return an event as it is on the wire.
+    Return the bytes of an event.
 
     Args:
-        data: The data, in one line.
-        name: The event's name; ``message`` to a browser without one.
-        id: What a client gives back as ``Last-Event-ID``. One that can't be written is left out.
+        data: The data, on one line.
+        name: The event's name; browsers call an event without one ``message``.
+        id: What a client returns as ``Last-Event-ID``. An id that can't be written is omitted.
     """
     head = f"id: {id}\n" if id is not None and _is_line(id) else ""
     if name is not None and _is_line(name):
@@ -99,10 +100,10 @@ class JsonItems:
     """
     Each item as the JSON of an `Annotated`: ``data``, ``event``, ``comment``, ``error`` and ``id``.
 
-    An error item is an event named ``error``, whose ``error`` has the same ``code`` as a status would;
-    another event keeps its name. The end of a stream that has not failed is an event ``done``, so that
-    a client can tell it from a lost connection. A stream without items is answered with 204, at which
-    a browser's ``EventSource`` stops to reconnect.
+    An error item becomes an event named ``error``, whose ``error`` has the same ``code`` as an
+    error response; other events keep their names. A stream that has not failed ends with an event
+    ``done``, so that a client can tell the end from a lost connection. A stream without items is
+    answered with 204, at which a browser's ``EventSource`` stops reconnecting.
     """
 
     empty_status = 204

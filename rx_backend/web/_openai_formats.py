@@ -30,7 +30,7 @@ _Choice: TypeAlias = Callable[[LLMEngineOutput, int, str | None], C | None]
 
 _log = get_logger(__name__)
 
-# A request that was stopped has what was made of its answer: OpenAI knows no other word for that.
+# OpenAI has no reason for a cancelled request, which keeps what was generated.
 _FINISH: Final = {
     "eos": "stop",
     "stop": "stop",
@@ -72,16 +72,16 @@ class ChatChunks(_Chunks):
     """
     The chunks of ``/v1/chat/completions``, then ``data: [DONE]``.
 
-    The first chunk of each choice has the role. Items without a chunk, and chunks that have nothing
-    for the client, are left out. A failure is an event with OpenAI's error object, at which its
-    clients raise ``APIError``, and no ``[DONE]``.
+    The first chunk of each choice has the role. Items without a chunk, and chunks with nothing for
+    the client, are omitted. A failure is an event with OpenAI's error object, for which its clients
+    raise ``APIError``; no ``[DONE]`` follows.
 
     Args:
         model: The model's name in each chunk.
-        id: The id of the answer; ``chatcmpl-`` and the request's id by default.
+        id: The id of the answer; by default ``chatcmpl-`` and the request's id.
         created: Unix time, in seconds; by default the stream's ``created``, or now.
-        include_usage: Whether a last chunk has the tokens that the request cost, where the engine
-            says so: OpenAI's ``stream_options.include_usage``.
+        include_usage: Whether a last chunk has the request's usage, if the engine reports it:
+            OpenAI's ``stream_options.include_usage``.
     """
 
     def writer(self, stream: ItemStream) -> Writer:
@@ -92,13 +92,13 @@ class ChatChunks(_Chunks):
 
 class CompletionChunks(_Chunks):
     """
-    The chunks of ``/v1/completions``, then ``data: [DONE]``; as `ChatChunks` in all else.
+    The chunks of ``/v1/completions``, then ``data: [DONE]``; otherwise like `ChatChunks`.
 
     Args:
         model: The model's name in each chunk.
-        id: The id of the answer; ``cmpl-`` and the request's id by default.
+        id: The id of the answer; by default ``cmpl-`` and the request's id.
         created: Unix time, in seconds; by default the stream's ``created``, or now.
-        include_usage: Whether a last chunk has the tokens that the request cost.
+        include_usage: Whether a last chunk has the request's usage.
     """
 
     def writer(self, stream: ItemStream) -> Writer:
@@ -150,10 +150,10 @@ class _OpenAIWriter(Generic[C]):
     Writes one response.
 
     Args:
-        choice: Makes the choice of a chunk; None for a chunk that has nothing for the client.
-        chunk: Makes a chunk of its choices and the usage.
+        choice: Makes the choice of a chunk; None for a chunk with nothing for the client.
+        chunk: Makes a chunk from its choices and the usage.
         include_usage: Whether a last chunk has the usage.
-        earlier_usage: That of answers whose ends the client had before.
+        earlier_usage: The usage of answers whose end the client already has.
     """
 
     has_failed = False
@@ -213,18 +213,20 @@ class _OpenAIWriter(Generic[C]):
         self._usage = CompletionUsage(prompt, completion, prompt + completion)
 
     def _look_for_text(self, output: LLMEngineOutput) -> None:
-        """Warn once of a stream that nobody makes the text of."""
+        """Warn once about a stream that has token ids but no text."""
         self._has_text = True
         if output.token_ids and output.text is None and output.finish_reason is None:
-            _log.warning("chunks have token ids and no text: put `operators.detokenize` in front")
+            _log.warning(
+                "chunks have token ids and no text: add `operators.detokenize` to the pipeline"
+            )
 
 
 class _ChatChoices:
     """
-    Makes the choices of a chat; the first of each index has the role.
+    Makes the choices of a chat; the first choice of each index has the role.
 
     Args:
-        begun: The answers whose first choice the client had before.
+        begun: The answers whose first choice the client already has.
     """
 
     def __init__(self, begun: Iterable[int]) -> None:
@@ -242,7 +244,7 @@ class _ChatChoices:
 
 
 class _CompletionChoices:
-    """Makes the choices of a completion; offsets of tokens are those in the text of the response."""
+    """Makes the choices of a completion; token offsets are offsets in the response's text."""
 
     def __init__(self) -> None:
         self._characters: dict[int, int] = {}

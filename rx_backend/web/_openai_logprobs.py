@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's two forms."""
+"""Log probabilities in OpenAI's two formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rx_backend.protocols import LLMEngineOutput, TopLogprob
 
 __all__ = ("ChatLogprobs", "CompletionLogprobs", "chat_logprobs", "completion_logprobs")
 
-# JSON has no infinity; OpenAI's server writes this for what is impossible.
+# JSON has no infinity; OpenAI's server writes this for impossible tokens.
 _IMPOSSIBLE: Final = -9999.0
 
 
@@ -46,7 +46,7 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 def chat_logprobs(output: LLMEngineOutput) -> ChatLogprobs | None:
-    """Return the log probabilities of a chunk as in a chat; None without any."""
+    """Return the log probabilities of a chat's chunk; None if it has none."""
     if output.log_probs is None or not output.token_ids:
         return None
     tops = output.top_logprobs or [[] for _ in output.token_ids]
@@ -61,7 +61,7 @@ def chat_logprobs(output: LLMEngineOutput) -> ChatLogprobs | None:
 
 
 def completion_logprobs(output: LLMEngineOutput, offset: int) -> CompletionLogprobs | None:
-    """Return the log probabilities of a chunk whose text begins at *offset*; None without any."""
+    """Return those of a completion's chunk, with its text at *offset*; None if it has none."""
     if output.log_probs is None or not output.token_ids:
         return None
     tokens = list(_tokens(output))

@@ -20,18 +20,17 @@ def context_of(
     request: HTTPConnection | Mapping[str, str], *, metadata: Iterable[str] = ()
 ) -> RequestContext:
     """
-    Return the context of an HTTP request: its trace headers, its id, and chosen headers.
+    Return the context of an HTTP request: trace headers, id, and selected other headers.
 
     The request's span becomes a child of the one in ``traceparent`` (row P1). A client's or a
-    proxy's ``X-Request-Id`` becomes the id of the context, so that logs agree; one that is longer
-    than 128 characters, or has others than letters, digits and ``._:/+=-``, is ignored. Ids need not
-    be unique then: nothing may be looked up by this one.
+    proxy's ``X-Request-Id`` becomes the id of the context, so that logs agree. An id longer than
+    128 characters, or with characters other than letters, digits and ``._:/+=-``, is ignored.
+    Clients may repeat ids, so do not use this one as a key.
 
     Args:
         request: The request of Starlette or FastAPI, or its headers.
-        metadata: The names of further headers that engines and operators may read in
-            ``context.metadata``, such as that of a tenant; names are in lower case there. No header
-            is passed on by itself.
+        metadata: The names of other headers to copy to ``context.metadata``, for example a
+            tenant's; names are in lower case there. No header is copied by default.
     """
     headers = request.headers if isinstance(request, HTTPConnection) else request
     given = {name.lower(): value for name, value in headers.items()}
@@ -44,5 +43,5 @@ def context_of(
 
 
 def is_header_safe(id: str) -> bool:
-    """Return whether *id* is fit to be read from a header and written to one."""
+    """Return whether *id* may be read from a header and written to one."""
     return _SANE_ID.fullmatch(id) is not None

@@ -19,7 +19,7 @@ from rx_backend.web._formats import Format, ItemStream
 
 __all__ = ("respond",)
 
-# No cache may keep an answer or change it, and no proxy may collect it: nginx reads the last one.
+# No cache may store or change an answer, and no proxy may buffer it: nginx reads the last one.
 _HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "content-type": "text/event-stream; charset=utf-8",
@@ -43,33 +43,33 @@ def respond(
     """
     Return the response that writes *stream* as server-sent events, one item at a time.
 
-    A failure ahead of the first token is answered with a status of its own and OpenAI's error object
-    (`status_of`), a later one is an event, and the end of the response. A client that leaves, at any
-    moment, stops the request, which is one abort of the engine by the A rows; a stream that is no
-    ``ResponseStream``, such as one that a client can come back to, is only closed. A server
-    that cancels the response, as some do when they shut down, stops the request too, and the client
-    gets a last event that says so. An item is pulled when the one before is sent, so a slow client slows its engine down.
+    A failure before the first token is answered with an error status (`status_of`) and OpenAI's
+    error object; a later one is an event that ends the response. If the client disconnects, the
+    request is stopped, which is one abort of the engine by the A rows; a stream that is not a
+    ``ResponseStream``, such as a resumable one, is only closed. If the server cancels the response,
+    for example at shutdown, the request is also stopped, and a last event tells the client. An item
+    is pulled once the previous one was sent, so a slow client slows down its engine.
 
-    The response has ``X-Request-Id``: the id of the context. It can be sent once.
+    The response has the header ``X-Request-Id``, the id of the context. It can be sent once.
 
     Args:
-        stream: The stream; or what returns it when awaited, such as ``adapter.generate(...)`` itself.
-            Then a client that leaves while the engine sets up is noticed too, and a failure of the
-            set-up has its status.
-        format: `ChatChunks`, `CompletionChunks`, `JsonItems` or one of your own.
-        context: The context of a request whose stream is still to be opened.
-        keep_alive_s: After how many seconds without an event a comment is sent, which clients skip;
-            None for never. It begins when the headers are out.
-        send_timeout_s: After how many seconds, up to twice as many, a client that takes nothing of
-            what is sent counts as one that has left; None for never.
-        headers_first: Send the headers at once, with status 200, and not with the first token: for a
-            long prefill behind a proxy that does not wait. All failures are events then.
-        headers: Further headers, or others.
+        stream: The stream, or an awaitable that returns it, such as ``adapter.generate(...)``
+            itself. Then a client that disconnects while the engine sets up is also noticed, and a
+            failure of the set-up gets its status.
+        format: `ChatChunks`, `CompletionChunks`, `JsonItems` or your own `Format`.
+        context: The request's context, if *stream* is an awaitable.
+        keep_alive_s: The seconds without an event after which a comment, which clients skip, is
+            sent; None for never. They count from the headers on.
+        send_timeout_s: The seconds (up to twice as many) after which a client that reads nothing
+            counts as disconnected; None for never.
+        headers_first: Send the headers, with status 200, at once instead of with the first token:
+            for a long prefill behind a proxy that would time out. All failures are then events.
+        headers: Additional headers, which override the default ones.
         background: Runs when the response is complete.
 
     Raises:
-        InvalidArgument: *keep_alive_s* or *send_timeout_s* is no positive number, or *stream* is no
-            stream.
+        InvalidArgument: *keep_alive_s* or *send_timeout_s* is not a positive number, or *stream* is
+            neither a stream nor an awaitable.
     """
     for name, value in (("keep_alive_s", keep_alive_s), ("send_timeout_s", send_timeout_s)):
         if value is not None:
@@ -100,7 +100,7 @@ class _EventStreamResponse(Response):
         headers: Mapping[str, str],
         background: BackgroundTask | None,
     ) -> None:
-        # Not by Response, which would add the length of a body that is complete.
+        # Without Response's own, which would add the length of a complete body.
         self.status_code = 200
         self.background = background
         self.init_headers({**_HEADERS, **{n.lower(): v for n, v in headers.items()}})

@@ -24,10 +24,10 @@ async def resume(
     owner: str | None = None,
 ) -> ResumableReader:
     """
-    Return a reader for the rest of an answer, as the HTTP request asks for it.
+    Return a reader for the rest of an answer, by the HTTP request's position.
 
-    The position is that in ``Last-Event-ID``, which a browser's ``EventSource`` sends by itself when
-    it reconnects; without that header the number in the query's ``after``; without both 0. A route::
+    The position is that in ``Last-Event-ID``, which a browser's ``EventSource`` sends when it
+    reconnects; without that header, the query parameter ``after``; without both, 0. A route::
 
         @app.get("/streams/{id}")
         async def stream(id: str, http_request: Request) -> Response:
@@ -36,16 +36,16 @@ async def resume(
     Args:
         streams: The streams.
         http_request: The request of Starlette or FastAPI.
-        id: The stream's id, such as one in the path; by default that in ``Last-Event-ID``.
-        owner: Who asks.
+        id: The stream's id, for example from the path; by default the one in ``Last-Event-ID``.
+        owner: The owner that the stream must have.
 
     Raises:
         StreamNotFound: There is no such stream, or not for this owner: status 404.
-        PositionDropped: Some of the rest is not held any more: 410.
-        PositionUnknown: The stream has not so many items yet: 400.
-        InvalidArgument: The header or the query is malformed, or the header is one of another
-            stream: 400.
-        TooManyStreams: There is no room for a stream that was begun elsewhere: 503.
+        PositionDropped: Some of the rest is no longer held: 410.
+        PositionUnknown: The stream does not have that many items yet: 400.
+        InvalidArgument: The header or the query is malformed, or the header names another stream:
+            400.
+        TooManyStreams: There is no room for a stream of another process: 503.
     """
     last = http_request.headers.get(_LAST_EVENT_ID)
     if last:
@@ -56,7 +56,9 @@ async def resume(
             )
         return await streams.resume(stream_id, after, owner=owner)
     if id is None:
-        raise InvalidArgument("Last-Event-ID: expected <stream id>:<position>, got no such header")
+        raise InvalidArgument(
+            "Last-Event-ID: expected <stream id>:<position>, the header is missing"
+        )
     text = http_request.query_params.get("after", "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise InvalidArgument(f"after: expected a number of items, 0 or more, got {text[:80]!r}")
@@ -72,9 +74,9 @@ async def start_or_resume(
     owner: str | None = None,
 ) -> ResumableReader:
     """
-    Resume the answer that ``Last-Event-ID`` names; without that header, begin one to *request*.
+    Resume the answer that ``Last-Event-ID`` names; without that header, start one to *request*.
 
-    So a client whose connection was lost sends its request again, with the id of the last event.
+    So a client that has lost its connection repeats its request, with the id of the last event.
 
     Raises:
         BackendError: As ``ResumableStreams.start``, and as :func:`resume`.

@@ -1,4 +1,4 @@
-"""The error for a setting that can't be used, which is none of the engine's."""
+"""The error for an invalid setting of the worker, as opposed to the engine's."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ("BadSetting",)
 
 
 class BadSetting(InvalidArgument):
-    """An option, a variable or the installation does not fit; found before anything is served."""
+    """An option, a variable or the installation is invalid; raised before anything is served."""

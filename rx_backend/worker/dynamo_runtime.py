@@ -38,7 +38,7 @@ class DynamoRuntime:
     A connection to the runtime, shared by a worker and a frontend of one process.
 
     Create it on the event loop that serves. The constructor blocks the loop while discovery does
-    not answer; :meth:`connect` does not.
+    not respond; :meth:`connect` does not.
 
     Args:
         discovery: How workers find each other: ``file``, ``etcd``, ``mem`` or ``kubernetes``.
@@ -75,25 +75,25 @@ class DynamoRuntime:
         """
         Create a runtime, once the services that it needs accept connections.
 
-        It waits 30 seconds for each, or as many as ``ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS`` and
-        ``NATS_STARTUP_CONNECT_TIMEOUT_SECONDS`` say.
+        It waits for each as long as ``ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS`` and
+        ``NATS_STARTUP_CONNECT_TIMEOUT_SECONDS`` say, 30 seconds by default.
 
         Args:
             discovery: As for the class.
             request_plane: As for the class.
-            takes_requests: Whether a worker is to serve on it, beside a frontend or alone.
+            takes_requests: Whether a worker serves on it, with or without a frontend.
             parsers: The parsers that the worker needs, see :func:`check_parsers`.
 
         Raises:
-            CannotConnect: A service does not answer, a port that a variable sets is in use, or as
-                for the class.
-            BadSetting: The package is not installed, it has no such parser, or a variable has no
+            CannotConnect: A service does not respond, a port from a variable is in use, or as for
+                the class.
+            BadSetting: The package is not installed or lacks a parser, or a variable has an invalid
                 port or event plane.
         """
         takes_requests = takes_requests and request_plane == "tcp"
         needed = services(discovery, request_plane, os.environ)
         await check_runtime_ports(os.environ, takes_requests=takes_requests)
-        # Only now: as it is imported, it warns of some of these variables in lines of its own.
+        # Only now, because on import it logs its own warnings about some of these variables.
         _import("dynamo._core")
         check_parsers(parsers)
         for service in needed:
@@ -108,13 +108,13 @@ class DynamoRuntime:
         """
         Serve the OpenAI API for every model in discovery, until :meth:`shutdown`.
 
-        Ask `check_free` before anything looks for it on the port.
+        Call `check_free` before anything tries to connect to the port.
 
         Args:
             host: The address to listen on.
             port: The port.
-            migration_limit: How often a request moves to another worker, with the tokens generated
-                so far, when its own is lost; 0 for never.
+            migration_limit: How often a request may move to another worker, with the tokens
+                generated so far, when its own is lost; 0 for never.
 
         Raises:
             CannotConnect: The port is not available.
@@ -133,7 +133,7 @@ class DynamoRuntime:
             raise CannotConnect(f"frontend on {host_and_port(host, port)}: {error}") from error
 
     def set_ready(self) -> None:
-        """Report status 200 at ``/health`` and ``/live``, where no health check decides that."""
+        """Report status 200 at ``/health`` and ``/live``, unless a health check decides that."""
         self._inner.set_health_status(True)
 
     def shutdown(self) -> None:
@@ -162,7 +162,7 @@ class DynamoEndpoint:
 
     @property
     def worker_id(self) -> int:
-        """The worker's number in discovery."""
+        """The worker's id in discovery."""
         return self._inner.connection_id()
 
     async def serve(self, handler: Handler, probe: Mapping[str, Any] | None) -> None:
@@ -178,7 +178,7 @@ class DynamoEndpoint:
         await self._client.wait_for_instances()
         while not self.is_listed():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(_POLL_S)
-        # The runtime listens by now, and has no model that a frontend would send requests for.
+        # By now the runtime listens, but no frontend sends requests before the model is registered.
         accept_without_delay()
 
     def is_listed(self) -> bool:
@@ -187,7 +187,7 @@ class DynamoEndpoint:
 
     async def register(self, config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
         """
-        Register the model: names, sizes, tokenizer, and the roles of workers that it needs.
+        Register the model: names, sizes, tokenizer, and the worker roles that it needs.
 
         Args:
             config: What the engine's ``start`` returned.
@@ -195,7 +195,7 @@ class DynamoEndpoint:
             path: Folder with the model's tokenizer and chat template.
 
         Raises:
-            InvalidArgument: ``runtime_data`` has a value that JSON does not have.
+            InvalidArgument: ``runtime_data`` has a value that JSON can't represent.
         """
         llm = _import("dynamo.llm")
         kinds = llm.WorkerType
@@ -224,12 +224,12 @@ class DynamoEndpoint:
         self._runtime.set_ready()
 
     async def restore(self) -> None:
-        """Register model and worker again, in this order: a listed worker has its model."""
+        """Register the model and then the worker again: a listed worker must have its model."""
         await _import("dynamo.llm").register_model(**self._registered)
         await self._inner.register_endpoint_instance()
 
     async def leave(self) -> None:
-        """Take the worker out of discovery."""
+        """Remove the worker from discovery."""
         await self._inner.unregister_endpoint_instance()
 
     def shutdown(self) -> None:
@@ -244,11 +244,12 @@ class DynamoEndpoint:
 
 def check_parsers(parsers: Mapping[str, str | None]) -> None:
     """
-    Check the names of the runtime's parsers, when its time has come: as it is imported, it reads the
-    variables for its log and its traces.
+    Check the names of the runtime's parsers.
+
+    This imports the runtime, which reads the variables for its log and its traces, so call it late.
 
     Args:
-        parsers: The names, by ``tool_call_parser`` and ``reasoning_parser``; None is none.
+        parsers: The names, by ``tool_call_parser`` and ``reasoning_parser``; None for no parser.
 
     Raises:
         BadSetting: The runtime has no such parser, or is not installed.
@@ -262,7 +263,7 @@ def check_parsers(parsers: Mapping[str, str | None]) -> None:
 
 
 def make_private_folder() -> None:
-    """Create file discovery's folder for its user alone; workers trust what they find in it."""
+    """Create file discovery's folder, private to its user: workers trust its contents."""
     named = os.environ.get("DYN_FILE_KV")
     folder = Path(named) if named else Path(gettempdir(), "dynamo_store_kv")
     try:
@@ -273,7 +274,7 @@ def make_private_folder() -> None:
             folder.chmod(0o700)
     except OSError as error:
         raise CannotConnect(
-            f"discovery folder {folder}: {error.strerror}; set DYN_FILE_KV to a folder of your own"
+            f"discovery folder {folder}: {error.strerror}; set DYN_FILE_KV to another folder"
         ) from error
 
 

@@ -41,21 +41,21 @@ def run_module(
     say: Callable[[str], object] = print,
 ) -> int:
     """
-    Run a worker of Dynamo's as ``python -m module arguments...`` does, with a pipeline in it.
+    Run one of Dynamo's workers as ``python -m module arguments...`` does, with a pipeline in it.
 
     The module runs unmodified, and so do the processes that it starts.
 
     Args:
-        module: The worker, as ``dynamo.vllm``.
+        module: The worker, such as ``dynamo.vllm``.
         arguments: Its arguments.
-        pipeline: ``module:name`` of a pipeline, or of a function that makes one from a request's
-            scope; the standard pipeline by default.
-        mode: The worker's role, as its own arguments have it: ``agg``, ``prefill`` or ``decode``.
-        otlp: Where traces and metrics go, see :class:`OtlpSwitch`.
-        say: Takes a line of output.
+        pipeline: ``module:name`` of a pipeline, or of a function that returns one from a request's
+            scope; by default the standard pipeline.
+        mode: The worker's role, as in its own arguments: ``agg``, ``prefill`` or ``decode``.
+        otlp: Where to send traces and metrics, see :class:`OtlpSwitch`.
+        say: Called with each line of output.
 
     Returns:
-        The exit code that the module ends with. An exception of its own is printed, and is 1.
+        The module's exit code; after an exception, which is printed, 1.
 
     Raises:
         InvalidArgument: There is no such module, the pipeline can't be loaded, the *mode* is
@@ -85,7 +85,7 @@ def _check_module(name: str) -> None:
 
 def _run(module: str) -> int:
     try:
-        # Spawned processes import the main module by its name, without what is changed here.
+        # Spawned processes import the main module by name, without these changes.
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -107,7 +107,7 @@ def wrapped_endpoints(
     """
     In the block, endpoints that serve a handler named ``generate`` serve it through a pipeline.
 
-    Other handlers, such as those for LoRA adapters, are served as they are.
+    Other handlers, such as those for LoRA adapters, are served unchanged.
 
     Args:
         pipeline: A pipeline, or a function that returns one from a request's scope.
@@ -122,7 +122,7 @@ def wrapped_endpoints(
         ).Endpoint
     except ImportError as error:
         raise InvalidArgument(str(error)) from error
-    # The runtime has no hook for this, and the class is open for it.
+    # The runtime has no hook for this, but its class can be patched.
     original = endpoint.serve_endpoint
 
     def serve_endpoint(self: object, handler: Handler, *args: Any, **options: Any) -> Any:
@@ -144,13 +144,13 @@ def with_pipeline(
     mode: DisaggregationMode | str = DisaggregationMode.AGGREGATED,
 ) -> Handler:
     """
-    Return a handler that puts a pipeline around the chunks of *handler*.
+    Return a handler that passes the chunks of *handler* through a pipeline.
 
-    A request without a prompt of token ids, as of an embedding worker or one that tokenizes itself,
-    goes to *handler* directly, and its answer is not looked at.
+    A request without a prompt of token ids, as for a worker that embeds or tokenizes itself, goes to
+    *handler* directly, and its answer is passed on unchanged.
 
     Args:
-        handler: Called with a request and the runtime's context, gives an iterator of chunks.
+        handler: Called with a request and the runtime's context; returns an iterator of chunks.
         pipeline: A pipeline, or a function that returns one from a request's scope.
         mode: The worker's role.
     """
@@ -169,10 +169,10 @@ def with_pipeline(
 
 class HandlerEngine(LLMEngine):
     """
-    A handler of Dynamo's as an engine; whoever made the handler starts and ends what is behind it.
+    A Dynamo handler as an engine; the handler's owner starts and ends the engine underneath.
 
-    The handler gets the runtime's own context, which it may hand on to the runtime. So it hears of
-    the runtime's signals and of the end of its stream, but of no other stop from our side.
+    The handler gets the runtime's own context, which it may pass on to the runtime. So it sees the
+    runtime's signals and the end of its stream, but no other stop from our side.
 
     Args:
         handler: Called with a request as a dict and the runtime's context.
@@ -180,11 +180,11 @@ class HandlerEngine(LLMEngine):
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        # As the runtime decides it.
+        # The same check as the runtime's.
         self._takes_context = "context" in inspect.signature(handler).parameters
 
     async def start(self, worker_id: int) -> EngineConfig:
-        """Announce nothing: the model is registered by the worker."""
+        """Register nothing: the worker registers the model."""
         return EngineConfig(model=_GENERATE)
 
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> ChunkSource:
@@ -193,7 +193,7 @@ class HandlerEngine(LLMEngine):
         return self.answer(to_builtins(request), own)
 
     def answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """Call the handler with these, as the runtime does."""
+        """Call the handler, as the runtime does."""
         return self._handler(request, context) if self._takes_context else self._handler(request)
 
 

@@ -22,7 +22,7 @@ __all__ = ("log_warnings_only", "prepare_frontend", "until_listed")
 
 _POLL_S, _TRY_S = 0.05, 5.0
 
-# That a made-up model has no images is not worth a warning.
+# A made-up model without images is not worth a warning.
 _LOGGED = "warn,mm_routing=error"
 
 
@@ -35,11 +35,11 @@ def prepare_frontend(options: FrontendOptions) -> Callable[[Callable[[str], obje
     """
     Return a function that serves the OpenAI API for all workers in discovery, until a signal.
 
-    It takes a function for its output, line by line, and raises a ``BackendError`` when the runtime
-    or the port is not available.
+    It takes a function that is called with each line of output, and raises a ``BackendError`` when
+    the runtime or the port is not available.
 
     Raises:
-        InvalidArgument: A variable for logs or telemetry does not fit.
+        InvalidArgument: A variable for logs or telemetry is invalid.
     """
     configure_logs(whole_process=True)
     switch = OtlpSwitch(options.otlp, os.environ)
@@ -71,7 +71,7 @@ async def _run(options: FrontendOptions, switch: OtlpSwitch, say: Callable[[str]
         stack.callback(shutdown.forced.listen(serving.cancel))
         await asyncio.wait({serving})
         error = None if serving.cancelled() else serving.exception()
-        # A shutdown cancels what the frontend waits for, which it reports as errors.
+        # A shutdown cancels the frontend's waits, which it reports as errors.
         if error is not None and not shutdown.requested.is_set:
             raise error
 
@@ -84,12 +84,12 @@ async def _announce(options: FrontendOptions, say: Callable[[str], object]) -> N
 
 async def until_listed(host: str, port: int, model: str | None = None) -> None:
     """
-    Wait until the frontend answers, and lists *model*.
+    Wait until the frontend responds, and lists *model*.
 
     Args:
         host: The frontend's address.
         port: Its port.
-        model: The model's name as clients give it; None for any answer.
+        model: The model's name for clients; None for any response.
     """
     while True:
         listed = await asyncio.to_thread(_models, host, port)
@@ -99,7 +99,7 @@ async def until_listed(host: str, port: int, model: str | None = None) -> None:
 
 
 def _models(host: str, port: int) -> list[str] | None:
-    """Return the models that the frontend lists; None while it does not answer."""
+    """Return the models that the frontend lists; None while it does not respond."""
     connection = HTTPConnection(host, port, timeout=_TRY_S)
     try:
         connection.request("GET", "/v1/models")

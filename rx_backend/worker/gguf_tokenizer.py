@@ -15,8 +15,8 @@ __all__ = ("gguf_tokenizer_files",)
 
 _CONTROL, _USER_DEFINED = 3, 4
 
-# How a model's text is cut up before its merges are applied, by `tokenizer.ggml.pre`. What is cut
-# differently is tokenized differently, so an unknown one is refused.
+# How text is split before merges are applied, by `tokenizer.ggml.pre`. A different split would mean
+# different tokens, so an unknown one is refused.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,14 +25,14 @@ _WORDS = (
 
 def gguf_tokenizer_files(path: Path) -> dict[str, bytes]:
     """
-    Return the tokenizer in a GGUF file as files: names and contents, the same for the same model.
+    Return the tokenizer in a GGUF file as files: names and contents, deterministic for a model.
 
-    They have its chat template, its special tokens and the ids that end an answer. Needs the
+    They include its chat template, its special tokens and the ids that end an answer. Needs the
     packages ``gguf`` and ``tokenizers``.
 
     Raises:
-        BadSetting: It can't be read, has a tokenizer of a kind that is not known here, or a
-            package is missing.
+        BadSetting: It can't be read, its kind of tokenizer is not supported, or a package is
+            missing.
     """
     gguf, tokenizers = _import("gguf"), _import("tokenizers")
     try:
@@ -40,7 +40,7 @@ def gguf_tokenizer_files(path: Path) -> dict[str, bytes]:
     except BadSetting:
         raise
     except Exception as error:
-        # Both packages raise whatever a damaged file leads to.
+        # Both packages raise arbitrary errors for a damaged file.
         raise BadSetting(f"{path}: can't be read as GGUF: {error!r}") from error
 
 
@@ -53,8 +53,8 @@ def _files(reader: Any, tokenizers: Any, path: Path) -> dict[str, bytes]:
     cut = _CUTS.get(pre) if kind == "gpt2" else None
     if cut is None:
         raise BadSetting(
-            f"{path}: can't convert its tokenizer (model {kind}, pre {pre}), known are those of "
-            f"model gpt2 with pre {', '.join(_CUTS)}: name the model's own by --tokenizer"
+            f"{path}: can't convert its tokenizer (model {kind}, pre {pre}), expected model gpt2 and "
+            f"one of pre {', '.join(_CUTS)}: name the model's tokenizer by --tokenizer"
         )
     tokenizer = _tokenizer(tokenizers, cut, pre, field)
     return {
@@ -95,7 +95,7 @@ def _tokenizer(
 
 
 def _settings(field: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Return the other files: what the frontend has to know of model and template."""
+    """Return the other files: what the frontend needs to know about model and template."""
     texts: list[str] = field("tokenizer.ggml.tokens")
     ids = {name: field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
     architecture = field("general.architecture")
@@ -111,7 +111,7 @@ def _settings(field: Callable[..., Any]) -> dict[str, dict[str, Any]]:
         ),
         "config.json": _known(
             model_type=architecture,
-            # The frontend wants a name, and makes nothing of it.
+            # The frontend requires a name, but ignores it.
             architectures=[f"{architecture.capitalize()}ForCausalLM"],
             max_position_embeddings=length,
             vocab_size=len(texts),
@@ -158,7 +158,7 @@ _CUTS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _import(name: str) -> Any:
-    hint = "; or name its folder by --tokenizer"
+    hint = "; or name a tokenizer's folder by --tokenizer"
     try:
         return import_extra(
             name, "gguf", package=name, needed_by="the tokenizer of a GGUF file", hint=hint

@@ -23,7 +23,7 @@ class RequestGate:
     Counts the requests in flight, and refuses new ones once it is closed.
 
     Args:
-        refusal: Makes the error that a refused request is answered with.
+        refusal: Makes the error for a refused request.
     """
 
     def __init__(self, refusal: Callable[[], Exception]) -> None:
@@ -76,7 +76,7 @@ class RequestGate:
             context.stop_generating()
 
     def fail_all(self, error: Exception) -> None:
-        """End every request in flight with *error*; stop those that can't be ended so."""
+        """End every request in flight with *error*; stop those that can't be ended like that."""
         for context, fail in list(self._live.values()):
             if fail is None:
                 context.stop_generating()

@@ -1,4 +1,4 @@
-"""A worker's life, from ``start`` to ``cleanup``."""
+"""A worker's lifecycle, from ``start`` to ``cleanup``."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ class Lifecycle:
     """
     Starts an engine, serves it, and shuts it down (rows E1, E5, E7).
 
-    Up: ``start``, check of the config, serve, register the model. While it serves, a worker that
+    Startup: ``start``, validate the config, serve, register the model. While serving, a worker that
     discovery no longer lists registers again. One whose engine is lost leaves discovery at once,
-    and fails its requests with `Disconnected`, which other workers then continue. Down: leave
-    discovery, a grace period, refuse requests, let those in flight finish, stop the rest, wait for
-    ``is_quiescent`` (prefill mode), ``drain``, ``cleanup``, shut the runtime down. A forced shutdown
-    has one deadline for all that is left of this.
+    and fails its requests with `Disconnected`, so that other workers continue them. Shutdown: leave
+    discovery, wait for the grace period, refuse requests, let those in flight finish, stop the
+    rest, wait for ``is_quiescent`` (prefill mode), ``drain``, ``cleanup``, shut down the runtime. A
+    forced shutdown has one deadline for all remaining steps.
 
-    ``start``, ``drain`` and ``cleanup`` run in one task, that of :meth:`run`.
+    ``start``, ``drain`` and ``cleanup`` run in the same task, that of :meth:`run`.
 
     Args:
         engine: The engine.
         endpoint: The worker's endpoint in the runtime.
         handler: Serves the requests, inside the gate.
-        gate: Counts those in flight.
-        shutdown: Requests the end.
+        gate: Counts the requests in flight.
+        shutdown: Requests the shutdown.
         mode: The worker's role.
         times: How long each step of the shutdown may take.
         registration: Returns what to register, from the engine's config: a config, and the folder
@@ -91,8 +91,8 @@ class Lifecycle:
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
-            BackendError: The start failed, the engine, the runtime or the place in discovery was
-                lost, or ``cleanup`` failed or took too long.
+            BackendError: The start failed, the engine, the runtime or the discovery registration
+                was lost, or ``cleanup`` failed or took too long.
         """
         shutdown, unwind_s = self._shutdown, self._times.unwind_s
         undo = shutdown.forced.listen(lambda: shutdown.end_within(unwind_s))
@@ -152,7 +152,7 @@ class Lifecycle:
             if not self._shutdown.requested.is_set:
                 on_ready(config)
                 await self._while_serving(served, lost, self._stay_listed())
-            # What is in flight in an engine that is lost from here on is not waited for.
+            # If the engine is lost from here on, its requests in flight are not awaited.
             lost.add_done_callback(self._fail_requests)
             await self._leave()
         except BaseException:
@@ -163,7 +163,7 @@ class Lifecycle:
             await asyncio.wait({lost}, timeout=self._shutdown.left_s(self._times.unwind_s))
 
     async def _leave_lost(self, lost: asyncio.Future[str]) -> None:
-        """Refuse requests, leave discovery, then fail those in flight: other workers continue them."""
+        """Refuse requests, leave discovery, then fail those in flight, for others to continue."""
         self._gate.close()
         _log.error("engine lost", requests=len(self._gate), reason=lost.result())
         await self._run_step("leaving discovery", self._endpoint.leave(), self._times.unwind_s)
@@ -183,12 +183,12 @@ class Lifecycle:
         failure = await until_unlisted(self._endpoint)
         self._gate.close()
         await self._run_step("requests in flight", self._gate.idle(), self._times.drain_s)
-        raise Disconnected(f"lost the place in discovery, registering again failed: {failure}")
+        raise Disconnected(f"dropped from discovery, and registering again failed: {failure}")
 
     async def _while_serving(
         self, served: asyncio.Future[None], lost: asyncio.Future[str], step: Awaitable[None]
     ) -> None:
-        """Run *step* until its end or a shutdown request; raise if serving or the engine ends before."""
+        """Run *step* until its end or a shutdown request; raise if serving or the engine ends."""
         running = asyncio.ensure_future(step)
         asked = asyncio.ensure_future(self._shutdown.requested)
         try:
@@ -196,7 +196,7 @@ class Lifecycle:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if served.done():
                 served.result()
-                raise Disconnected("the runtime ended by itself")
+                raise Disconnected("the runtime ended unexpectedly")
             if lost.done():
                 await self._leave_lost(lost)
             if running.done():
@@ -208,7 +208,7 @@ class Lifecycle:
 
     async def _leave(self) -> None:
         times, gate = self._times, self._gate
-        _log.info("worker leaves discovery", requests=len(gate))
+        _log.info("worker is leaving discovery", requests=len(gate))
         await self._run_step("leaving discovery", self._endpoint.leave(), times.unwind_s)
         await self._run_step("grace period", asyncio.sleep(times.grace_s))
         gate.close()
@@ -220,13 +220,13 @@ class Lifecycle:
         await self._run_step("drain", self._optional("drain", None), times.settle_s)
 
     async def _stop_requests(self) -> None:
-        """Stop the requests in flight, and fail those that don't end: the engine has none then."""
+        """Stop the requests in flight, and fail those that don't end, before the clean-up."""
         gate = self._gate
         gate.close()
         gate.stop_all()
         try:
             async with asyncio.timeout(self._times.unwind_s) as limit:
-                # The other half of a forced shutdown is for `cleanup`.
+                # The other half of a forced shutdown's time is for `cleanup`.
                 with self._shutdown.hurrying(limit, share=0.5):
                     await gate.idle()
         except TimeoutError:
@@ -247,7 +247,7 @@ class Lifecycle:
         )
 
     async def _optional(self, name: str, default: Any) -> Any:
-        """Call a method that an engine need not have."""
+        """Call an optional method of the engine."""
         method = getattr(self._engine, name, None)
         return default if method is None else await self._awaited(name, method())
 
@@ -278,7 +278,7 @@ class Lifecycle:
     async def _run_step(
         self, what: str, step: Awaitable[object], seconds: float | None = None
     ) -> bool:
-        """Run a step of the shutdown; return whether it was done, and log what goes wrong."""
+        """Run a step of the shutdown; return whether it succeeded, and log if not."""
         try:
             await wait_with_deadline(step, seconds, self._shutdown.forced)
         except TimeoutError:

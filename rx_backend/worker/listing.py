@@ -1,4 +1,4 @@
-"""A worker's place in discovery, kept while it serves."""
+"""Keeping a worker listed in discovery while it serves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RESTORE_TRIES = 5
 
 async def until_unlisted(endpoint: DynamoEndpoint) -> object:
     """
-    Register again whenever discovery has dropped the worker, as after a long freeze.
+    Register again whenever discovery has dropped the worker, for example after a suspension.
 
     Returns:
-        Why it can't be registered any more.
+        Why it can no longer be registered.
     """
     while True:
         await asyncio.sleep(_LISTED_POLL_S)

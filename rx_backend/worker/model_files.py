@@ -28,7 +28,7 @@ __all__ = (
 )
 
 NUMBERS = 1000
-"""How many token ids are numbers, from id 0; the 256 bytes follow, then the end of text."""
+"""How many token ids, from 0 on, are numbers; the 256 bytes follow, then the end of text."""
 
 _TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 _CONTEXT_LENGTH = 32_768
@@ -45,16 +45,16 @@ def has_model_files(folder: str | Path) -> bool:
 
 
 class NoTokenizer(BadSetting):
-    """A model has no tokenizer that a frontend could read: with another one its text is nonsense."""
+    """A model has no tokenizer that a frontend can read; any other would produce nonsense."""
 
 
 def tokenizer_folder(path: str | Path, option: str) -> str:
     """
-    Return the folder with the tokenizer that *path* names; that of a GGUF file is written to one.
+    Return the folder with the tokenizer at *path*; a GGUF file's is extracted to one.
 
     Args:
         path: A folder, or a GGUF file.
-        option: What named it, for the error.
+        option: The option with the path, for the error.
 
     Raises:
         InvalidArgument: There is no model.
@@ -70,7 +70,7 @@ def tokenizer_folder(path: str | Path, option: str) -> str:
 
 def find_tokenizer(model: str | Path) -> str | None:
     """
-    Return the folder with a model's own tokenizer, or None; that of a GGUF file is written to one.
+    Return the folder with a model's own tokenizer, or None; a GGUF file's is extracted to one.
 
     Raises:
         BadSetting: A GGUF file's tokenizer can't be converted.
@@ -83,7 +83,7 @@ def find_tokenizer(model: str | Path) -> str | None:
 
 
 def is_model(name: str) -> bool:
-    """Whether an engine's model name is that of a model's files: a path, or a folder with a config."""
+    """Whether an engine's model name is the path of a model: a path, or a folder with a config."""
     path = Path(name)
     return path.exists() and (len(path.parts) > 1 or (path / "config.json").is_file())
 
@@ -92,12 +92,12 @@ def write_model_files(folder: Path, context_length: int | None = None) -> Path:
     """
     Write the files of a model that a frontend reads, with a tokenizer that needs no training.
 
-    Text becomes one token per byte of UTF-8. The token ids below :data:`NUMBERS` stand for their
-    own number, so that the tokens of an engine that counts can be read.
+    Text becomes one token per byte of UTF-8. The token ids below :data:`NUMBERS` decode to their
+    own number, so that the output of an engine that counts is readable.
 
     Args:
         folder: An existing folder.
-        context_length: In tokens; 32,768 when left out.
+        context_length: In tokens; 32,768 by default.
 
     Returns:
         The folder.
@@ -116,12 +116,12 @@ def shared_model_folder(context_length: int | None = None) -> Path:
     """
     Return a folder with these files, the same one for all workers of the user.
 
-    A frontend sends requests to two workers of one model only if both name the same folder. It is
-    in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), or in the system's temporary folder
-    where that can't be written. It takes a few kB, and stays.
+    A frontend sends requests to two workers of one model only if both use the same folder. It is in
+    the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), or in the system's temporary folder if
+    that isn't writable. It takes a few kB, and is kept.
 
     Args:
-        context_length: In tokens; 32,768 when left out.
+        context_length: In tokens; 32,768 by default.
 
     Raises:
         OSError: Neither folder can be written, or the temporary one is another user's.
@@ -130,7 +130,7 @@ def shared_model_folder(context_length: int | None = None) -> Path:
 
 
 def _shared(files: Mapping[str, bytes]) -> Path:
-    """Write files to a folder of the user's whose name depends on nothing but them."""
+    """Write files to a folder of the user whose name depends only on their content."""
     digest = sha256(b"".join(files.values())).hexdigest()[:16]
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -151,7 +151,7 @@ def _written(parent: Path, digest: str, files: Mapping[str, bytes]) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that other processes may be reading, or writing too, unless it is there."""
+    """Write a file that other processes may be reading or writing, unless it exists."""
     if path.is_file() and path.read_bytes() == content:
         return
     write_whole(path, content)

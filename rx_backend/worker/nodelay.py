@@ -1,4 +1,4 @@
-"""TCP without Nagle's algorithm, where the runtime leaves it on."""
+"""Disabling Nagle's algorithm, which the runtime leaves enabled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def accept_without_delay() -> None:
     """
     Set ``TCP_NODELAY`` on this process's listening sockets, for the connections that they accept.
 
-    The runtime (1.6.1) leaves Nagle's algorithm on where it accepts requests. When a frontend sends
-    several at once, the acknowledgement of the second waits until TCP has acknowledged the first,
-    which the frontend's side delays by 40 ms, and so does its first token. On Linux an accepted
-    connection inherits the option. Elsewhere this does nothing.
+    The runtime (1.6.1) leaves Nagle's algorithm enabled on incoming request connections. When a
+    frontend sends several requests at once, the acknowledgement of the second waits until TCP has
+    acknowledged the first, which the frontend's side delays by 40 ms; this also delays its first
+    token. On Linux an accepted connection inherits the option. Elsewhere this does nothing.
     """
     for listening in listening_sockets():
         with listening, suppress(OSError):

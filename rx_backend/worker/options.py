@@ -1,8 +1,8 @@
 """
 The options of ``rx-backend serve``, ``rx-backend frontend`` and ``rx-backend dynamo``.
 
-A flag counts before its environment variable, and that before the default. `argparse` parses all
-three: a variable's text is the default of its option, and goes through the same type.
+A flag overrides its environment variable, which overrides the default. `argparse` parses all three:
+a variable's text becomes the option's default, and is parsed by the same type.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ServeOptions(FrontendOptions):
     grace_s: float
     drain_s: float
     given: frozenset[str] = frozenset()
-    """The options that flags have set."""
+    """The options that were set by flags."""
 
     @property
     def address(self) -> tuple[str, str | None, str]:
@@ -77,45 +77,46 @@ class ServeOptions(FrontendOptions):
         Check the flags against each other.
 
         Raises:
-            InvalidArgument: One contradicts another, or has no effect; the message names both.
+            InvalidArgument: One contradicts another, or has no effect; the message names it.
         """
         idle = self.given & {"--http-host", "--http-port", "--migration-limit"}
         if idle and not self.frontend:
             raise InvalidArgument(f"{', '.join(sorted(idle))}: no effect without --frontend")
         parts = self.given & {"--namespace", "--component"}
         if parts and self.endpoint.startswith(_SCHEME):
-            raise InvalidArgument(f"{', '.join(sorted(parts))}: contradicts the endpoint's dyn://")
+            raise InvalidArgument(f"{', '.join(sorted(parts))}: contradicts a dyn:// endpoint")
 
 
 def add_frontend_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-    """Add the options of a frontend to a command's parser; *environ* has the variables."""
+    """Add a frontend's options to a command's parser; *environ* is the environment."""
     add = _adder(parser, environ)
     discovery = _one_of("file", "etcd", "mem", "kubernetes")
     ways = "how workers find each other: file, etcd, mem or kubernetes"
     add("--discovery", "DYN_DISCOVERY_BACKEND", "file", discovery, ways)
     plane = _one_of("tcp", "nats")
     add("--request-plane", "DYN_REQUEST_PLANE", "tcp", plane, "how requests travel: tcp or nats")
-    add("--http-host", "DYN_HTTP_HOST", "127.0.0.1", str, "where the frontend listens")
-    add("--http-port", "DYN_HTTP_PORT", 8000, _whole(1, 65535), "its port")
-    moves = "how often a request moves to another worker when its own is lost"
+    add("--http-host", "DYN_HTTP_HOST", "127.0.0.1", str, "the frontend's address")
+    add("--http-port", "DYN_HTTP_PORT", 8000, _whole(1, 65535), "the frontend's port")
+    moves = "how often a request may move to another worker when its own is lost"
     add("--migration-limit", "DYN_MIGRATION_LIMIT", 3, _whole(0, 2**32 - 1), moves)
     add_otlp_flag(parser)
 
 
 def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-    """Add the options of a worker to a command's parser; *environ* has the variables."""
+    """Add a worker's options to a command's parser; *environ* is the environment."""
     add = _adder(parser, environ)
-    parser.add_argument("engine", metavar="module:Engine", help="called to make the engine")
+    engine = "class or function that makes the engine"
+    parser.add_argument("engine", metavar="module:Engine", help=engine)
     mode = _one_of("agg", "prefill", "decode")
-    add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "its role: agg, prefill or decode")
+    add("--mode", "DYN_DISAGGREGATION_MODE", "agg", mode, "the role: agg, prefill or decode")
     part = _checked("a name without dots", _part)
-    add("--namespace", "DYN_NAMESPACE", "dynamo", part, "first part of its address")
-    add("--component", "DYN_COMPONENT", None, part, "second part (backend; prefill in that mode)")
+    add("--namespace", "DYN_NAMESPACE", "dynamo", part, "first part of the worker's address")
+    add("--component", "DYN_COMPONENT", None, part, "second part (backend, or prefill)")
     endpoint = _checked(f"a name or {_SCHEME}namespace.component.endpoint", _endpoint)
-    add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} and all")
-    pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
+    add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} with all")
+    pipeline = "module:name of a pipeline, or of a function that returns one from a scope"
     add("--pipeline", "RX_BACKEND_PIPELINE", None, str, pipeline)
-    model = "the engine's model; the tokenizer's folder for an engine without a model_path"
+    model = "the engine's model; the tokenizer's folder if the engine has no model_path argument"
     add("--model-path", "DYN_MODEL_PATH", None, str, model)
     tokenizer = "folder or GGUF file with the tokenizer (the model's own, else a made-up one)"
     add("--tokenizer", "RX_BACKEND_TOKENIZER", None, str, tokenizer)
@@ -124,36 +125,36 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     for kind in ("tool-call", "reasoning"):
         variable = f"DYN_{kind.upper().replace('-', '_')}_PARSER"
         add(f"--{kind}-parser", variable, None, str, f"the runtime's {kind} parser, by name (none)")
-    add("--coalesce", "RX_BACKEND_COALESCE", True, _switch, "let waiting chunks travel together")
+    add("--coalesce", "RX_BACKEND_COALESCE", True, _switch, "send ready chunks in one frame")
     seconds, grace = _checked("seconds from 0", _seconds), "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
     add("--grace-s", grace, 5.0, seconds, "seconds from leaving discovery to refusing requests")
     drain = "DYN_GRACEFUL_SHUTDOWN_TIMEOUT"
     add("--drain-s", drain, 30.0, seconds, "seconds for requests in flight to finish")
-    add("--frontend", "RX_BACKEND_FRONTEND", False, _switch, "serve the OpenAI API too")
+    add("--frontend", "RX_BACKEND_FRONTEND", False, _switch, "also serve the OpenAI API")
     add_frontend_options(parser, environ)
 
 
 def add_dynamo_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``rx-backend dynamo``; what follows the module is the module's own."""
+    """Add the options of ``rx-backend dynamo``; arguments after the module are its own."""
     add = parser.add_argument
-    pipeline = "module:name of a pipeline, or of a function from a request's scope to one"
+    pipeline = "module:name of a pipeline, or of a function that returns one from a scope"
     add("--pipeline", metavar="module:name", help=pipeline)
-    mode = "the worker's role, as its own arguments have it: agg, prefill or decode (agg)"
+    mode = "the worker's role, as in its own arguments: agg, prefill or decode (agg)"
     add("--mode", choices=("agg", "prefill", "decode"), default="agg", metavar="MODE", help=mode)
     add_otlp_flag(parser)
-    add("module", help="the worker, run as python -m does")
+    add("module", help="the worker's module, run as by python -m")
     add("arguments", nargs=argparse.REMAINDER, metavar="...", help="the worker's own arguments")
 
 
 class _Variable(str):
-    """The text of an environment variable, which knows the variable's name."""
+    """The text of an environment variable, with the variable's name."""
 
     __slots__ = ("name",)
     name: str
 
 
 class _Store(argparse.Action):
-    """Stores a flag's value, and that the flag was given."""
+    """Stores a flag's value, and records that the flag was given."""
 
     def __call__(
         self, _: object, options: argparse.Namespace, value: Any, flag: Any = None
@@ -183,7 +184,7 @@ def _adder(
 
 
 def _checked(expected: str, convert: _Type) -> _Type:
-    """Return a type for `argparse` whose error says what was expected, and where the text is from."""
+    """Return a type for `argparse` whose error says what was expected, and the text's source."""
 
     def check(text: str) -> Any:
         try:
@@ -225,7 +226,7 @@ def _endpoint(text: str) -> str:
 
 
 def _part(text: str) -> str:
-    """Check a part of an address; the runtime needs a letter or digit in it for its metrics."""
+    """Check a part of an address; the runtime's metrics require a letter or digit in it."""
     if "." in text or not text.isprintable() or not re.search("[A-Za-z0-9_-]", text):
         raise ValueError(text)
     return text

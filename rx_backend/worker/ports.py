@@ -1,4 +1,4 @@
-"""The ports that a process is to listen on, checked first: the runtime's errors name no setting."""
+"""Checking the ports to listen on beforehand, because the runtime's errors name no setting."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rx_backend.worker.bad_setting import BadSetting
 __all__ = ("HTTP_SETTING", "check_free", "check_runtime_ports")
 
 HTTP_SETTING = "--http-host and --http-port"
-"""What names the address of a frontend."""
+"""The settings with a frontend's address."""
 
-_HIGHEST_SYSTEM_PORT = 32767  # for the runtime it is a signed number of 16 bits
+_HIGHEST_SYSTEM_PORT = 32767  # a signed 16-bit number in the runtime
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - the runtime's own default, or a check of all addresses
 
 
@@ -27,13 +27,13 @@ async def check_runtime_ports(environ: Mapping[str, str], *, takes_requests: boo
         takes_requests: Whether requests arrive here over TCP, as in a worker.
 
     Raises:
-        CannotConnect: One is in use, or not of this machine; the message names its variable.
-        BadSetting: A port is none.
+        CannotConnect: One is in use, or not local; the message names its variable.
+        BadSetting: A port is invalid.
     """
     names = ["DYN_TCP_RPC"] if takes_requests else []
     for name in [*names, "DYN_TCP_RESPONSE_STREAM"]:
         await _check(environ, name, environ.get(f"{name}_PORT") or "0")
-    # The runtime listens on none by default, and where the port is negative or taken.
+    # The runtime does not listen by default, nor if the port is negative or taken.
     text = environ.get("DYN_SYSTEM_PORT") or "-1"
     if not (text.startswith("-") and text[1:].isdecimal()):
         await _check(environ, "DYN_SYSTEM", text, highest=_HIGHEST_SYSTEM_PORT)
@@ -52,15 +52,15 @@ async def _check(
 
 async def check_free(host: str, port: int, setting: str) -> None:
     """
-    Check that a server can listen at an address: one that is there would be mistaken for ours.
+    Check that a server can listen at an address: an existing one would be mistaken for ours.
 
     Args:
         host: The address.
         port: The port; 0 for any.
-        setting: What names the two, for the error.
+        setting: The settings with the two, for the error.
 
     Raises:
-        CannotConnect: It can't.
+        CannotConnect: It can't listen there.
     """
     try:
         probe = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)

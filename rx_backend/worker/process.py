@@ -17,7 +17,7 @@ _THRESHOLDS = (5_000, 5, 50)
 
 
 def run_on_fast_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run *main* like `asyncio.run`, on uvloop where that is installed."""
+    """Run *main* like `asyncio.run`, on uvloop if that is installed."""
     loops: Callable[[], asyncio.AbstractEventLoop] | None = None
     if find_spec("uvloop") is not None:
         loops = import_module("uvloop").new_event_loop
@@ -30,8 +30,8 @@ def switching_within(seconds: float) -> Generator[None]:
     """
     Let threads wait at most *seconds* for the interpreter while the block runs.
 
-    The runtime's threads need it for each request that arrives and each item that leaves. By
-    default a busy event loop makes them wait 5 ms each time, which adds to the time to first token.
+    The runtime's threads need it for each incoming request and each outgoing item. By default a
+    busy event loop makes them wait 5 ms each time, which adds to the time to first token.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, seconds))
@@ -46,8 +46,8 @@ def frozen_heap() -> Generator[None]:
     """
     Keep all objects of the started process out of garbage collection while the block runs.
 
-    A collection that visits a loaded engine, or 10,000 open streams, stops every stream for tenths
-    of a second. Young objects are collected in steps of some milliseconds instead.
+    A collection that traverses a loaded engine, or 10,000 open streams, pauses every stream for
+    tenths of a second. Young objects are collected in steps of a few milliseconds instead.
     """
     before = gc.get_threshold()
     gc.collect()

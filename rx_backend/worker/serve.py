@@ -1,4 +1,4 @@
-"""The command ``rx-backend serve``: a worker, optionally with a frontend beside it."""
+"""The command ``rx-backend serve``: a worker, optionally with a frontend."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     """
     Load the engine and the pipeline; return a function that serves them until a signal.
 
-    That takes a function for its output, line by line, and raises a ``BackendError`` when the
-    engine's start fails, or the runtime is not available or lost. An engine that takes an argument
-    ``mode`` or ``model_path`` gets the worker's. The named function may be asynchronous, and the
-    engine may be one of Dynamo's kind, see `from_any_engine`.
+    The returned function takes a function that is called with each line of output, and raises a
+    ``BackendError`` when the engine's start fails, or the runtime is unavailable or lost. An engine
+    with an argument ``mode`` or ``model_path`` gets the worker's. The named function may be
+    asynchronous, and the engine may be a Dynamo engine, see `from_any_engine`.
 
     Raises:
         InvalidArgument: Options contradict each other, the engine or the pipeline can't be loaded,
-            there is no tokenizer of that name, a variable for the health check has no
-            request, or telemetry can't be set up.
+            the tokenizer is not found, the health check's variable is invalid, or telemetry can't
+            be set up.
     """
     options.check()
     namespace, component, endpoint = options.address
@@ -60,7 +60,9 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
     )
     model = maker.arguments.get("model_path")
     if options.tokenizer and model is None and "--model-path" in options.given:
-        raise InvalidArgument("--model-path: no effect, the engine takes none beside --tokenizer")
+        raise InvalidArgument(
+            "--model-path: no effect, --tokenizer is given and the engine takes none"
+        )
     worker = Worker(
         maker.make(),
         mode=mode,
@@ -78,14 +80,15 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
         probe=health_check_request(os.environ),
         shutdown=shutdown,
     )
-    # After the engine was loaded, which may set up logging; before the runtime has its `DYN_LOG`.
+    # After loading the engine, which may set up logging; before the runtime reads `DYN_LOG`.
     configure_logs(whole_process=True)
     switch = OtlpSwitch(options.otlp, os.environ)
     telemetry = switch.configure("" if mode is DisaggregationMode.AGGREGATED else mode.value)
 
     def run(say: Say) -> None:
         log_warnings_only()
-        # How long the runtime waits for requests when it ends by itself, as without etcd.
+        # How long the runtime waits for requests if it ends by itself, for example when etcd is
+        # lost.
         os.environ.setdefault(_OWN_DRAIN_S, str(max(1, math.ceil(options.drain_s))))
         shutdown.forced.listen(_exit_soon)
         with telling(telemetry, say):
@@ -95,7 +98,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
 
 
 def _tokenizer(options: ServeOptions, model: object) -> str | None:
-    """Return the folder with the tokenizer; None where only the started engine knows of one."""
+    """Return the folder with the tokenizer; None if only the started engine may know it."""
     if options.tokenizer is not None:
         return tokenizer_folder(options.tokenizer, "tokenizer")
     return find_tokenizer(model) if isinstance(model, str) else options.model_path
@@ -133,20 +136,20 @@ async def _serve(
         cause = await _ended(frontend, shutdown.left_s(_FRONTEND_END_S))
         _exit_soon()
     if failure is None or isinstance(failure, Disconnected):
-        # A frontend that fails takes the runtime with it.
+        # A failing frontend ends the runtime.
         failure = cause or failure
     if failure is not None:
         raise failure
 
 
 async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shutdown) -> None:
-    """Serve HTTP; its end is the worker's end too."""
+    """Serve HTTP; when it ends, so does the worker."""
     try:
         await runtime.serve_http(
             options.http_host, options.http_port, migration_limit=options.migration_limit
         )
     except BackendError:
-        # A shutdown cancels what the frontend waits for, which it reports as errors.
+        # A shutdown cancels the frontend's waits, which it reports as errors.
         if not shutdown.requested.is_set:
             raise
     finally:
@@ -155,17 +158,17 @@ async def _frontend(runtime: DynamoRuntime, options: ServeOptions, shutdown: Shu
 
 
 async def _hint(options: ServeOptions, model: str, say: Say) -> None:
-    """Print a command that asks the model, once it is listed."""
+    """Print a command that queries the model, once it is listed."""
     await until_listed(options.http_host, options.http_port, model)
     say(curl_command(options.http_host, options.http_port, model))
 
 
 def curl_command(host: str, port: int, model: str) -> str:
-    """Return a shell command that asks the model."""
+    """Return a shell command that queries the model."""
     messages = [{"role": "user", "content": "Hello"}]
     body = json.dumps({"model": model, "stream": True, "max_tokens": 32, "messages": messages})
     url = f"http://{host_and_port(host, port)}/v1/chat/completions"
-    # An address in brackets is a pattern for curl and for shells.
+    # Brackets in an address are a pattern for curl and for shells.
     command = f"curl -N {'-g ' if '[' in url else ''}{shlex.quote(url)}"
     return f"{command} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
@@ -182,10 +185,10 @@ async def _ended(task: asyncio.Task[None] | None, seconds: float) -> BackendErro
 
 def health_check_request(environ: Mapping[str, str]) -> dict[str, Any] | None:
     """
-    Return the health check's request in the environment, in the forms of Dynamo's own workers.
+    Return the health check's request from the environment, as Dynamo's own workers do.
 
     Raises:
-        InvalidArgument: It is in neither of them, or its file can't be read.
+        InvalidArgument: It is invalid, or its file can't be read.
 
     >>> health_check_request({"DYN_HEALTH_CHECK_PAYLOAD": '{"token_ids": [1]}'})
     {'token_ids': [1]}
@@ -203,12 +206,12 @@ def health_check_request(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _exit_soon() -> None:
-    """End the process even where an engine's thread or task would keep it for ever."""
+    """End the process even if an engine's thread or task would keep it alive forever."""
     exit_within(_EXIT_S, "the shutdown")
 
 
 _PROBE = "DYN_HEALTH_CHECK_PAYLOAD"
-_PROBE_FORMS = "a JSON object, or @ and the path of a file with one"
+_PROBE_FORMS = "a JSON object, or @ and the path of a file that contains one"
 _FRONTEND_END_S = 5.0
 _EXIT_S = 10.0
 

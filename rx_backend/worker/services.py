@@ -1,4 +1,4 @@
-"""The services that the runtime connects to, etcd and NATS: where they are, and waiting for them."""
+"""The services that the runtime connects to, etcd and NATS: addresses, and waiting for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Service:
     Attributes:
         name: Its name.
         variable: The environment variable with its addresses.
-        addresses: Separated by commas; one that answers is enough.
+        addresses: Separated by commas; one that responds is enough.
         port: The port of an address without one.
         patience_s: How long to wait for it, in seconds.
     """
@@ -86,14 +86,14 @@ async def until_reachable(service: Service) -> None:
     """
     Wait until one of the service's addresses accepts a connection.
 
-    An address that can't be parsed is left to the runtime.
+    An address that can't be parsed is left for the runtime to report.
 
     Raises:
         CannotConnect: None did within ``patience_s``.
     """
     if not service.places or await _answers(service):
         return
-    _log.warning("service does not answer yet", service=str(service), wait_s=service.patience_s)
+    _log.warning("service does not respond yet", service=str(service), wait_s=service.patience_s)
     try:
         async with asyncio.timeout(service.patience_s):
             while not await _answers(service):  # noqa: ASYNC110 - no event to wait for
@@ -115,7 +115,7 @@ async def _answers(service: Service) -> bool:
 
 
 def _patience(environ: Mapping[str, str], name: str) -> float:
-    """Read a number of seconds as the runtime does, which ignores any other text."""
+    """Read a number of seconds as the runtime does, ignoring any other text."""
     text = environ.get(f"{name}_STARTUP_CONNECT_TIMEOUT_SECONDS", "")
     return float(text) if text.isascii() and text.isdigit() and int(text) else _PATIENCE_S
 

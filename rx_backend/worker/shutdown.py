@@ -63,7 +63,7 @@ class ShutdownTimes:
 
 class Shutdown:
     """
-    A request to shut down: graceful at first, forced when it is made again.
+    A request to shut down: graceful at first, forced when repeated.
 
     Safe to use from any thread.
 
@@ -76,7 +76,7 @@ class Shutdown:
     True
 
     Attributes:
-        started: Whether the engine's ``start`` is over.
+        started: Whether the engine's ``start`` has finished.
     """
 
     def __init__(self) -> None:
@@ -95,11 +95,11 @@ class Shutdown:
             self._signals.stop_generating()
 
     def end_within(self, seconds: float) -> None:
-        """Set a deadline for all that is left, on the event loop; an earlier one stays."""
+        """Set a deadline for all remaining steps, on the event loop; an earlier one is kept."""
         self._ends_at = min(self._ends_at, asyncio.get_running_loop().time() + seconds)
 
     def left_s(self, most_s: float) -> float:
-        """Return how long a step may take that would have *most_s* seconds without a deadline."""
+        """Return how long a step may take: *most_s* seconds, or less before the deadline."""
         return max(0.0, min(most_s, self._ends_at - asyncio.get_running_loop().time()))
 
     @contextmanager
@@ -109,7 +109,8 @@ class Shutdown:
 
         Args:
             limit: Entered around the block.
-            share: How much of what is left until :meth:`end_within` the block may take then.
+            share: The fraction of the remaining time until :meth:`end_within` that the block may
+                take.
         """
 
         def hurry() -> None:
@@ -132,9 +133,9 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
     """
     Let SIGTERM and SIGINT request the shutdown while the block runs; in the main thread only.
 
-    A third signal ends the process as it does by default. Where the engine's ``start`` blocks the
+    A third signal ends the process as it does by default. If the engine's ``start`` blocks the
     event loop, `EventLoopBlocked` is raised inside it after *unwind_s* seconds; if it does not
-    return after as many more, the process exits with code 1.
+    return within another *unwind_s*, the process exits with code 1.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -170,9 +171,9 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
 
 class _StartWatch:
     """
-    Sees signals in a thread of its own, and interrupts an engine's ``start`` that blocks the loop.
+    Watches for signals in its own thread, and interrupts a ``start`` that blocks the loop.
 
-    A handler in Python runs late, or never, where the main thread is in a call that blocks.
+    A Python handler runs late, or never, while the main thread is in a blocking call.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class _StartWatch:
 
 @contextmanager
 def exit_unless_done(seconds: float, what: str) -> Generator[None]:
-    """End the process with exit code 1 if the block takes longer, even where it blocks the loop."""
+    """End the process with exit code 1 if the block takes longer, even if it blocks the loop."""
     timer = exit_within(seconds, what)
     try:
         yield
@@ -231,7 +232,7 @@ def exit_unless_done(seconds: float, what: str) -> Generator[None]:
 
 
 def exit_within(seconds: float, what: str) -> threading.Timer:
-    """End the process with exit code 1 in *seconds*, unless it ends before or the timer is cancelled."""
+    """End the process with exit code 1 in *seconds*, unless the timer is cancelled."""
     timer = threading.Timer(seconds, _exit, [f"{what} did not end within {seconds:g} s"])
     timer.daemon = True
     timer.start()
@@ -250,7 +251,7 @@ async def wait_with_deadline(
     """
     Wait for *step*, at most *seconds*, and no longer once *give_up* is set.
 
-    The step runs in the caller's own task, so that a later step may close what it opens.
+    The step runs in the caller's task, so that a later step may close what it opens.
 
     Raises:
         TimeoutError: The step was given up, and cancelled.

@@ -38,13 +38,14 @@ class Worker:
 
     SIGTERM or SIGINT shut it down gracefully: it leaves discovery, waits for a grace period, lets
     the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
-    the process. A ``cleanup`` that can't be stopped at its deadline ends it too, with exit code 1.
+    the process. If ``cleanup`` can't be stopped at its deadline, the process also ends, with exit
+    code 1.
 
     While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, and the
-    garbage collector leaves alone what was there when the engine had started.
+    garbage collector ignores objects that existed when the engine had started.
 
     Args:
-        engine: The engine; the worker starts it and cleans it up, each once.
+        engine: The engine, which the worker starts and cleans up, once each.
         mode: The worker's role, or its name: ``agg``, ``prefill`` or ``decode``.
         pipeline: A pipeline, or a function that returns one from a request's scope.
         namespace: First part of the worker's address.
@@ -53,26 +54,26 @@ class Worker:
         discovery: How workers find each other, see :class:`DynamoRuntime`.
         request_plane: How requests travel: ``tcp`` or ``nats``.
         model_path: Folder with the tokenizer and its chat template, or a GGUF file with them. By
-            default the engine's model name where that is one, else a made-up tokenizer, see
+            default the engine's model name if that is a path, else a made-up tokenizer, see
             :func:`write_model_files`.
         served_model_name: The name that clients use; by default the engine's.
         tool_call_parser: The runtime's parser of tool calls, by name; by default the engine's.
         reasoning_parser: Its parser of reasoning, likewise.
-        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. One that has
-            ``needs_tokenizer``, or whose model name is the path of a model's files, never does.
-        coalesce: Whether chunks that wait for the runtime travel together.
+        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. An engine with
+            ``needs_tokenizer``, or whose model name is a model's path, never does.
+        coalesce: Whether chunks that wait for the runtime are sent together.
         times: How long each step of the shutdown may take.
         probe: The health check's request; by default the engine's own.
-        shutdown: Requests the shutdown, beside the signals.
+        shutdown: Requests the shutdown, in addition to the signals.
 
     Attributes:
-        parsers: The parsers by the names of their arguments, checked when it runs.
+        parsers: The parsers by argument name, validated on :meth:`run`.
 
     Raises:
-        InvalidArgument: Unknown *mode*, an *engine* without a required method, a *pipeline* that
-            can't be called, or a *model_path* without a tokenizer.
+        InvalidArgument: *mode* is unknown, *engine* lacks a required method, *pipeline* is neither
+            a pipeline nor callable, or *model_path* has no tokenizer.
 
-    To run it, in a program of your own::
+    To run it in your own program::
 
         asyncio.run(Worker(MyEngine(), namespace="demo").run())
     """
@@ -127,15 +128,15 @@ class Worker:
         on_ready: Callable[[EngineConfig], None] | None = None,
     ) -> None:
         """
-        Serve until shutdown is requested; in the main thread, for the signals.
+        Serve until shutdown is requested; call it in the main thread, which receives signals.
 
         Args:
-            runtime: The runtime to serve on, which is shut down; by default one of its own.
+            runtime: The runtime to serve on, which is shut down at the end; by default a new one.
             on_ready: Called once the worker is reachable and its model is registered.
 
         Raises:
             BadSetting: The runtime has no such parser; nothing was started.
-            NoTokenizer: The engine has a model, and no tokenizer was found; nothing was served.
+            NoTokenizer: The engine has a model but no tokenizer was found; nothing was served.
             BackendError: The runtime can't be created, the runtime or the engine was lost, the
                 engine's ``start`` or ``cleanup`` failed, or the model could not be registered.
         """
@@ -183,7 +184,7 @@ class Worker:
         if needs_own or not self._made_up_tokenizer or is_model(config.model):
             raise NoTokenizer(
                 f"no tokenizer was found for the model {config.model}: name a folder with one by "
-                "--tokenizer, or by the model_path of a Worker"
+                "--tokenizer, or by a Worker's model_path"
             )
         _log.warning("no model_path: using a made-up tokenizer", model=config.model)
         return str(shared_model_folder(config.context_length))

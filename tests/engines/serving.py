@@ -223,7 +223,7 @@ async def itself(item: Any) -> Any:
 
 @operator
 async def passing(source: FusedRun[Any]) -> AsyncGenerator[Any]:
-    """Pass items on, as an operator that pulls for itself."""
+    """Pass items on, as an operator that pulls its source."""
     async for item in source:
         yield item
 

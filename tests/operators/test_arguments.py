@@ -71,7 +71,7 @@ def is_at_least(bound: float, value: Any) -> bool:
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "whole": (is_whole, "a whole number"),
     "number": (is_number, "a number"),
-    "text": (lambda value: isinstance(value, str), "a text"),
+    "text": (lambda value: isinstance(value, str), "a string"),
     "flag": (lambda value: isinstance(value, bool), "True or False"),
     "choice": (lambda value: value in ("first", "last", 3), "'first' or 'last' or 3"),
     "function": (callable, "a function"),
@@ -85,7 +85,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "maybe": (
         lambda value: value is None or isinstance(value, str) or (is_whole(value) and value >= 1),
-        "a whole number, at least 1 or a text or None",
+        "a whole number, at least 1 or a string or None",
     ),
     "anything": (lambda _: True, ""),
 }
@@ -160,7 +160,7 @@ def handed_on(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: many(1, "a", 2), r"many: names\[1\]: expected a text, got 2"),
+        (lambda: many(1, "a", 2), r"many: names\[1\]: expected a string, got 2"),
         (
             lambda: many(1, a=None, b=0),
             "many: b: expected a whole number, at least 1 or None, got 0",
@@ -310,11 +310,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.SloWindows(bucket_s=-1), "bucket_s: expected a number, more than 0 se"),
     (
         lambda: our.SloWindows(window_s=60, bucket_s=7),
-        "bucket_s: expected window_s (60 s) or a whole part of it, got 7 s",
+        "bucket_s: expected a divisor of window_s (60 s), got 7 s",
     ),
     (
         lambda: our.SloWindows(window_s=5, bucket_s=60),
-        "bucket_s: expected window_s (5 s) or a whole part of it, got 60 s",
+        "bucket_s: expected a divisor of window_s (5 s), got 60 s",
     ),
     (
         lambda: our.SloWindows(max_keys=0),
@@ -335,10 +335,13 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.stop_on([[1, 1 << 32]]), "stop: expected token ids, got 4294967296"),
     (lambda: our.stop_on([True]), "stop: expected token ids, got True"),
     (lambda: our.stop_on([[1, "2"]]), "stop: expected token ids, got '2'"),
-    (lambda: our.stop_on_text(7), "stop: expected a text or a list of texts, got 7"),
-    (lambda: our.stop_on_text({"#": 1}), "stop: expected a text or a list of texts, got {'#': 1}"),
-    (lambda: our.stop_on_text([7]), "stop: expected texts, got 7"),
-    (lambda: our.stop_on_text(["#", ""]), "stop: expected texts that are not empty, got ''"),
+    (lambda: our.stop_on_text(7), "stop: expected a string or list of strings, got 7"),
+    (
+        lambda: our.stop_on_text({"#": 1}),
+        "stop: expected a string or list of strings, got {'#': 1}",
+    ),
+    (lambda: our.stop_on_text([7]), "stop: expected strings, got 7"),
+    (lambda: our.stop_on_text(["#", ""]), "stop: expected non-empty strings, got ''"),
     (lambda: our.stop_on_text("#", min_tokens=-1), "min_tokens: expected a whole number, at least"),
     (lambda: our.stop_on_text("#", answers=0), "answers: expected a whole number, at least 1 or"),
     (lambda: our.tap(7), "observe: expected a function, got 7"),

@@ -31,7 +31,7 @@ from tests.operators._help import Bare, Engine, Seen, collect, same, settle, spy
 async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
     """The error names the place and the value; the source is closed."""
     message = (
-        "pipeline[1] is no operator: expected one of ours, of reactivex or of aioreactive, "
+        "pipeline[1] is not an operator: expected one of ours, of reactivex or of aioreactive, "
         f"got {type(wrong).__name__} {wrong!r}"
     )
     source = Bare()
@@ -54,8 +54,8 @@ async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) ->
     source = Bare()
     with pytest.raises(NotAnOperator) as refused:
         fuse(source, [same(), wrong, same()])
-    assert str(refused.value).startswith("pipeline[1] is no operator: applied to an Observable")
-    assert f"it gave {gave}, expected an Observable" in str(refused.value)
+    assert str(refused.value).startswith("pipeline[1] is not an operator: applied to an Observable")
+    assert f"it returned {gave}, expected an Observable" in str(refused.value)
     await settle()
     assert source.journal == ["closed"]
 
@@ -68,7 +68,7 @@ async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) 
     source = Bare()
     with pytest.raises(NotAnOperator) as refused:
         fuse(source, [wrong])
-    assert str(refused.value).startswith("pipeline[0] is no operator: ")
+    assert str(refused.value).startswith("pipeline[0] is not an operator: ")
     assert str(refused.value).endswith("is a call's () missing?") is is_ours
     await settle()
     assert source.journal == ["closed"]

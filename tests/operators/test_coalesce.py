@@ -119,7 +119,7 @@ async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
     await asyncio.sleep(20.0)
     assert (engine.pulls, engine.closed) == (4, 1)
     assert await anext(stream) == token(1, 2, 3)
-    with pytest.raises(BufferOverflow, match="the consumer is too slow: 3 chunks wait for it"):
+    with pytest.raises(BufferOverflow, match="the consumer is too slow: 3 chunks are waiting"):
         await anext(stream)
 
 

@@ -79,8 +79,8 @@ def test_which_deadline_passes_when(
             FirstTokenTimeout,
             "no first token within 0.5 s (first_token_s), tokens so far: 0",
         ),
-        ({"idle_s": 2}, IdleTimeout, "nothing came for 2 s (idle_s), tokens so far: 5"),
-        ({"total_s": 60}, TotalTimeout, "not through within 60 s (total_s), tokens so far: 5"),
+        ({"idle_s": 2}, IdleTimeout, "no item for 2 s (idle_s), tokens so far: 5"),
+        ({"total_s": 60}, TotalTimeout, "no end within 60 s (total_s), tokens so far: 5"),
     ],
 )
 def test_the_error_says_which_and_how_far_it_got(

@@ -109,14 +109,14 @@ class TestEdits:
             [*TWO.items, more] if phase == "items" else TWO.items,
             annotate=ANNOTATE,
         )
-        with pytest.raises(NoSuchOperator, match=r"2 operators 'take' .*give the operator itself"):
+        with pytest.raises(NoSuchOperator, match=r"2 operators 'take' .*pass the operator itself"):
             twice.without("take")
         assert twice.without(more).operators == TWO.operators
 
     def test_what_stands_between_the_phases_stays(self) -> None:
         """It can't be taken out or replaced; the error says what to do."""
         for others in ([], [same()]):
-            with pytest.raises(NoSuchOperator, match=r"stands between the phases.*annotate="):
+            with pytest.raises(NoSuchOperator, match=r"is between the phases.*annotate="):
                 TWO.replace("annotate_errors", *others)
 
     @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_works_in_the_other_phase_is_refused(
 ) -> None:
     """The first one is named with its place; any other pipeline is made as it was written."""
     wrong = [
-        f"{phase}[{place}]: {name_of(each)} takes {words}: put it into {other}"
+        f"{phase}[{place}]: {name_of(each)} takes {words}: move it to {other}"
         for phase, row, other, words in (
             ("chunks", chunks, "items", "annotated items"),
             ("items", items, "chunks", "an engine's chunks"),
@@ -217,7 +217,7 @@ def test_what_is_no_operator_is_refused(wrong: Any) -> None:
             continue
         with pytest.raises(NotAnOperator) as refused:
             make()
-        assert str(refused.value).startswith(f"{place} is no operator: ")
+        assert str(refused.value).startswith(f"{place} is not an operator: ")
 
 
 @pytest.mark.rows("O1")
@@ -262,7 +262,7 @@ class TestShown:
         )
 
     def test_the_drawing_shows_what_will_happen(self) -> None:
-        """What is fused with what, what pulls for itself, what is detached; neighbours stay so."""
+        """What is fused with what, what pulls its source, what is detached; neighbours stay so."""
         pipeline = Pipeline(
             [until_terminal(), map_async(later), same(), ops.take(3), ops.skip(1)],
             [same(), ops.debounce(1), patient()],
@@ -274,7 +274,7 @@ class TestShown:
             "  +-- fused: one loop, run by the consumer's pull",
             "  |     until_terminal",
             "  |",
-            "  +-- map_async          pulls for itself",
+            "  +-- map_async          async generator, pulls its source",
             "  |",
             "  +-- fused: one loop, run by the consumer's pull",
             "  |     same",
@@ -289,7 +289,7 @@ class TestShown:
             "  |",
             "  +-- debounce           reactivex, detached: a task pulls for it",
             "  |",
-            "  +-- patient            pulls for itself",
+            "  +-- patient            async generator, pulls its source",
             "  |",
             "consumer",
         ]

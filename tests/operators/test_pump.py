@@ -259,7 +259,7 @@ class TestSlowClient:
         seen = await collect(stream)
         assert seen.items == list(range(4096))
         assert seen.end.startswith(
-            'RuntimeError("map, merge: more than 4096 items wait for the cons'
+            "RuntimeError('map, merge: more than 4096 items wait for the cons"
         )
         assert (engine.closed, subject.observers) == (1, [])
 
@@ -287,9 +287,9 @@ class TestSlowClient:
         if name is None:
             assert seen.end == "completed"
         else:
-            assert seen.end.startswith('RuntimeError("')
+            assert seen.end.startswith("RuntimeError('")
             assert f"{name}: more than 4096 items wait for the consumer" in seen.end
-            assert "await in an operator that pulls its source" in seen.end
+            assert "use an async generator operator" in seen.end
 
     async def test_what_the_source_brings_is_never_too_much(self) -> None:
         """One item may become any number of them."""

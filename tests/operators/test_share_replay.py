@@ -87,13 +87,13 @@ def test_what_it_refuses(wrong: Any) -> None:
 
 async def test_a_pipeline_refuses_it() -> None:
     """A stream of a pipeline has one consumer; the error says where sharing belongs."""
-    match = r"\[1\] can't stand in a list: .* apply it to what generate\(\) returns"
+    match = r"\[1\] can't be part of a pipeline: .* apply it to what generate\(\) returns"
     share: Any = share_replay()
     with pytest.raises(NotAnOperator, match=match):
         Pipeline([limit_tokens(3), share])
     with pytest.raises(NotAnOperator, match=match):
         fuse(Engine()(), [limit_tokens(3), share])
-    with pytest.raises(NotAnOperator, match="can't stand in a list"):
+    with pytest.raises(NotAnOperator, match="can't be part of a pipeline"):
         standard_pipeline.with_operators(share)
 
 

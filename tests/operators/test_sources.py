@@ -348,7 +348,7 @@ class TestAsyncObservable:
         await anext(source)
         await source.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert caplog.messages == ["disposing of an asynchronous subscription failed"]
+        assert caplog.messages == ["disposing of an AsyncObservable subscription failed"]
 
     @pytest.mark.parametrize("ours", [True, False])
     async def test_tasks_of_a_users_function_are_its_own(self, ours: bool) -> None:

@@ -277,7 +277,7 @@ class TestEnd:
         assert life([1, 2, 3], *stages, take=1) == Seen([1], "dropped")
         assert sorted(journal) == ["a!", "a1", "b!", "b1"]
         assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-            (logging.ERROR, f"operator {broken.name} failed while it was closed")
+            (logging.ERROR, f"operator {broken.name} failed while being closed")
         ]
         caplog.clear()
 
@@ -545,7 +545,9 @@ class TestSetUp:
 
         seen = life([1], callbacks()(not_a_body)())
         assert isinstance(seen.error, TypeError)
-        assert "not_a_body: expected the body of an operator to be a generator" in str(seen.error)
+        assert "not_a_body: expected the operator's function to return a generator" in str(
+            seen.error
+        )
 
     def test_no_body(self, life: Life) -> None:
         """An operator that has nothing to do makes no stage."""

@@ -168,7 +168,7 @@ def test_a_step_that_returns_no_chunks(life: Life, made: Any) -> None:
 
     seen = life([LLMEngineOutput(text="a")], forgetful())
     got = type(made).__name__
-    assert str(seen.error) == f"hold_back: expected step to return chunks, got {got}"
+    assert str(seen.error) == f"hold_back: step: expected an iterable of chunks, got {got}"
 
 
 def test_a_terminal_outlives_its_text(life: Life) -> None:

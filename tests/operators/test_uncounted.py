@@ -29,7 +29,7 @@ def test_text_without_token_ids_is_told_once(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(
-        ("limit_tokens: an answer has text and no token ids", "usage: an answer has text and no")
+        ("limit_tokens: an answer has text but no token ids", "usage: an answer has text but no")
     )
 
 

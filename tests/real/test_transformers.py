@@ -145,7 +145,7 @@ async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
 async def test_a_model_path_that_is_no_folder_is_refused(tiny_model: RealModel) -> None:
     """A folder that is not there, and a GGUF."""
     for path in (tiny_model.folder / "none", tiny_model.gguf):
-        with pytest.raises(InvalidArgument, match=f"model_path must be a folder .*{path}"):
+        with pytest.raises(InvalidArgument, match=f"model_path: expected a folder .*{path}"):
             await TransformersEngine(str(path)).start(0)
 
 

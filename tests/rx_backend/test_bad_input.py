@@ -109,7 +109,9 @@ def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> 
 def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None:
     """The error names the argument."""
     options: dict[str, Any] = {option: given}
-    with pytest.raises(InvalidArgument, match=f"{option}: expected a mapping from names to texts"):
+    with pytest.raises(
+        InvalidArgument, match=f"{option}: expected a mapping from names to strings"
+    ):
         RequestContext(**options)
 
 
@@ -217,7 +219,7 @@ def adding(value: Any) -> Callable[[RequestScope], Any]:
         (giving(5), Unknown, "expected the function to return a Pipeline, got int"),
         (giving("abc"), Unknown, "expected the function to return a Pipeline, got str"),
         (giving(A_LIST), Unknown, "expected the function to return a Pipeline, got list"),
-        (adding(5), Unknown, r"items\[0\] is no operator: .*got int 5"),
+        (adding(5), Unknown, r"items\[0\] is not an operator: .*got int 5"),
     ],
     ids=["own", "typed", "timeout", "value", "lookup", "none", "int", "text", "list", "adds-int"],
 )
@@ -249,7 +251,7 @@ def noted(error: BaseException) -> list[str]:
         (5, "got int 5"),
         (None, "got NoneType"),
         (A_LIST, "got list"),
-        (giving(5), "gave int"),
+        (giving(5), "returned int"),
         (until_terminal, "until_terminal"),
         (int, ""),
     ],
@@ -261,13 +263,13 @@ async def test_what_is_no_operator_is_refused_when_it_is_added(
     value: Any, got: str, where: str
 ) -> None:
     """The message names the place and what is there, before there is a request."""
-    message = rf"items\[0\] is no operator: .*{got}"
+    message = rf"items\[0\] is not an operator: .*{got}"
     if where == "pipeline":
         with pytest.raises(NotAnOperator, match=message):
             standard_pipeline.with_operators(value)
         return
     pipeline = standard_pipeline if where == "adapter" else giving(standard_pipeline)
     adapter = adapter_of(ScriptedEngine(), pipeline=pipeline)
-    match = message if where == "adapter" else rf"\[0\] is no operator: .*{got}"
+    match = message if where == "adapter" else rf"\[0\] is not an operator: .*{got}"
     with pytest.raises(InvalidArgument, match=match):
         adapter.with_operators(value)

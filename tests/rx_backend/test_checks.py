@@ -26,7 +26,7 @@ WRONG: list[tuple[Callable[[str, object], object], list[object], str]] = [
     (ABOVE_0, [0, -0.0, -1], "a number, more than 0"),
     (number, [math.nan, math.inf, -math.inf, -(10**400), False], "a number, finite"),
     (fraction, [-0.1, 1.1, math.nan, True, "1"], "a number from 0 to 1"),
-    (text, ["", " ", b"a", None], "a text that is not blank"),
+    (text, ["", " ", b"a", None], "a non-blank string"),
     (file_path, [b"a", 5, None], "a path"),
     (function, ["print", None, asyncio.sleep], "a function that is not async"),
     (partial(instance, kind=Path), ["a", None, Path], "a Path"),

@@ -308,7 +308,7 @@ def test_a_config_must_name_its_model(config: object, found: str) -> None:
 def test_a_number_of_a_config_is_a_whole_one(name: str, wrong: object) -> None:
     """The runtime would say what it can't convert, and mostly not where."""
     config = EngineConfig(model="m", **cast("dict[str, Any]", {name: wrong}))
-    with pytest.raises(InvalidArgument, match=f"with {name} a whole number from 0 or None, got"):
+    with pytest.raises(InvalidArgument, match=f"with {name} a whole number from 0, or None, got"):
         check_config(config)
     assert check_config(EngineConfig(model="m", context_length=0, bootstrap_port=80))
 

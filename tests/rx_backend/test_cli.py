@@ -428,7 +428,7 @@ def test_conformance_takes_arguments_for_the_engine(capsys: pytest.CaptureFixtur
     assert main(["conformance", engine, "--engine-arg", "token_interval_ms=1"]) == 0
     capsys.readouterr()
     assert "takes no model_path" in complaint(capsys, "conformance", engine, "--model-path", "d")
-    assert "no from_args" in complaint(capsys, "conformance", engine, "--", "--fast")
+    assert "expected a method from_args" in complaint(capsys, "conformance", engine, "--", "--fast")
 
 
 def test_light_start() -> None:

@@ -193,8 +193,8 @@ async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
 @pytest.mark.parametrize(
     ("chunk", "why"),
     [
-        (LLMEngineOutput(text="a"), "no tokens to go on from"),
-        (LLMEngineOutput(content_parts=[{"a": 1}]), "no tokens to go on from"),
+        (LLMEngineOutput(text="a"), "no token ids to continue from"),
+        (LLMEngineOutput(content_parts=[{"a": 1}]), "no token ids to continue from"),
         (LLMEngineOutput([1], index=1), "several choices"),
         ({"token_ids": [1], "index": 1}, "several choices"),
     ],

@@ -103,7 +103,7 @@ def take_some(count: int) -> Stage[Any, Any]:
 async def take_pulled(
     source: FusedRun[Any], count: int, says_so: bool = False
 ) -> AsyncGenerator[Any]:
-    """Hand out *count* items and end the stream, as an operator that pulls for itself."""
+    """Hand out *count* items and end the stream, as an operator that pulls its source."""
     for number in range(count):
         item = await anext(source)
         yield complete_with(item) if says_so and number == count - 1 else item
@@ -767,7 +767,7 @@ async def test_an_operator_that_keeps_the_error_item(spans: Spans) -> None:
     items: list[Any] = await collect(await adapter.generate(request()))
     error = items[-1].error
     assert isinstance(error, StreamIncomplete)
-    assert "behind annotate_errors kept the error item back" in str(error)
+    assert "after annotate_errors held back the error item" in str(error)
     assert isinstance(error.__cause__, Disconnected)
 
 

@@ -576,7 +576,7 @@ async def test_the_whole_is_over_while_the_client_is_stalled() -> None:
     await asyncio.sleep(100)
     assert (engine.aborts, engine.closes) == ([60], [60])
     (item,) = await collect(stream)
-    assert item.comment == ["not through within 60 s (total_s), tokens so far: 1"]
+    assert item.comment == ["no end within 60 s (total_s), tokens so far: 1"]
 
 
 @pytest.mark.rows("A4")

@@ -595,7 +595,7 @@ def test_a_stream_that_is_pulled_on_another_loop_fails(added: list[AnyOperator])
             return str(error)
         return str(last.error)
 
-    assert "pulled on another event loop than its own" in asyncio.run(failure())
+    assert "pulled on an event loop other than its own" in asyncio.run(failure())
     own.run_until_complete(stream.aclose())
     own.run_until_complete(own.shutdown_asyncgens())
     own.close()

@@ -1,4 +1,4 @@
-"""An engine on llama.cpp: GGUF models on a CPU, several sequences in one batch."""
+"""An engine on llama.cpp: GGUF models on a CPU, with continuous batching."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ class LlamaCppEngine(SteppedEngine):
     """
     Continuous batching with llama.cpp in this process; needs the extra ``engine-llama-cpp``.
 
-    Each step, in a thread of its own, computes one batch: a token of every sequence that generates,
-    and a piece of the prompts that wait. A request queues while `max_batch` others run. A request that
-    is stopped or dropped is out of the batch, and its KV cache free, after the current step.
+    Each step, in a separate thread, computes one batch: a token of every decoding sequence, and a
+    part of the waiting prompts. A request queues while `max_batch` others run. A stopped or dropped
+    request leaves the batch, and its KV cache is freed, after the current step.
 
-    Options that a request leaves unset come from the model's file (``general.sampling.*``). What that
-    does not say either is temperature 1, and no limit by `top_k`, `top_p`, `min_p` or penalties.
-    Log-probabilities are the model's own, before penalties, temperature and limits. Penalties on
-    frequency and presence count the answer's tokens, that on repetition also the prompt's.
+    Options that a request leaves unset come from the model's file (``general.sampling.*``). Their
+    defaults are temperature 1, and no `top_k`, `top_p`, `min_p` or penalties. Log probabilities are
+    the model's own, before penalties, temperature and limits. Frequency and presence penalties
+    count the answer's tokens, the repetition penalty also the prompt's.
 
     Args:
         model_path: A GGUF file.
-        served_model_name: The name to serve it under; the file's name without its ending by default.
-        context_length: Maximum of prompt and answer together, in tokens; what the model was trained
-            for by default, but at most 4096. Memory for `max_batch` times as much is taken at the
-            start.
+        served_model_name: The name to serve it under; by default the file's name without its
+            suffix.
+        context_length: Maximum of prompt and answer together, in tokens; by default the model's
+            training context, but at most 4096. Memory for `max_batch` times as much is allocated at
+            the start.
         max_batch: Maximum of requests that run together.
-        batch_tokens: Maximum of tokens in a step. With few, long prompts slow decoding down less, but
-            take longer themselves.
-        threads: How many threads compute. On cores that others use too, more than one may be slower
-            by far: they wait for each other busily.
-        gpu_layers: How many layers go to a GPU, where xllamacpp was built for one; -1 for all.
+        batch_tokens: Maximum of tokens in a step. With a low maximum, long prompts slow down
+            decoding less, but take longer themselves.
+        threads: The number of compute threads. On shared cores more than one may be far slower: the
+            threads busy-wait for each other.
+        gpu_layers: How many layers to put on a GPU, if xllamacpp was built for one; -1 for all.
 
     Raises:
         ImportError: The extra's packages are not installed.
@@ -103,7 +104,7 @@ class LlamaCppEngine(SteppedEngine):
         Load the model, in a thread, and start the step thread.
 
         Raises:
-            ImportError: xllamacpp is of another version.
+            ImportError: xllamacpp has another version.
             InvalidArgument: llama.cpp can't load the file, or has no memory for the KV cache.
         """
         self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
@@ -146,7 +147,7 @@ class LlamaCppEngine(SteppedEngine):
     async def cleanup(self) -> None:
         """End open streams with `EngineShutdown`, and free the model (row E5)."""
         if self._loading is not None:
-            # A thread can't be cancelled, and what it loads must not stay.
+            # A thread can't be cancelled, and what it loads must be freed.
             await asyncio.wait([self._loading])
         await super().cleanup()
         cache, self._cache = self._cache, None

@@ -1,8 +1,8 @@
 """
-llama.cpp as a C library: its structures, its functions, and where its log goes.
+llama.cpp as a C library: its structures, functions and log.
 
-The library is the one in the package `xllamacpp`, whose wheels need no compiler. It exports the C API
-of ``llama.h``; the structures here are those of the version that the extra ``engine-llama-cpp`` names.
+The library is the one in the package `xllamacpp`, whose wheels need no compiler. It exports the C
+API of ``llama.h``; the structures here match the version pinned by the extra ``engine-llama-cpp``.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Library:
         raise AttributeError(f"llama_{name} has no signature here")
 
     def _check_layout(self) -> None:
-        """Refuse a llama.cpp whose structures differ: known defaults are not where they should be."""
+        """Reject a llama.cpp with other structures: known defaults are not where they should be."""
         context, model = self.context_default_params(), self.model_default_params()
         known = (context.n_batch, context.n_ubatch, context.type_k, context.defrag_thold)
         flags = (context.offload_kqv, context.embeddings, context.n_samplers, context.ctx_other)
@@ -171,17 +171,17 @@ class Library:
 
 @_LogCallback
 def _pass_on_log(level: int, text: bytes, _: object) -> None:
-    """Log a line of llama.cpp's; without this they go to stderr."""
+    """Log a line of llama.cpp, which would otherwise go to stderr."""
     if line := text.decode(errors="replace").strip():
         _log.debug("llama.cpp", line=line, ggml_level=level)
 
 
 def check_installed() -> None:
     """
-    Check that the extra's packages are there.
+    Check that the extra's packages are installed.
 
     Raises:
-        ImportError: One is missing; the message says what to install.
+        ImportError: One is missing; the message names what to install.
     """
     for name in ("numpy", "xllamacpp"):
         if find_spec(name) is None:

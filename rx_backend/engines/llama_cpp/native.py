@@ -1,7 +1,7 @@
 """
 llama.cpp's models, KV caches and samplers, as far as the engine needs them.
 
-Nothing here is safe for several threads: an object belongs to the thread that works with it.
+Nothing here is thread-safe: use an object in one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rx_backend.errors import InvalidArgument
 __all__ = ("RANDOM_SEED", "Cache", "Model", "Sampler")
 
 RANDOM_SEED: Final = 0xFFFFFFFF
-"""The seed that stands for a random one."""
+"""The value that means a random seed."""
 
 
 class Model:
@@ -31,7 +31,7 @@ class Model:
 
     Args:
         path: A GGUF file.
-        gpu_layers: How many layers go to a GPU, where the library supports one; -1 for all.
+        gpu_layers: How many layers to put on a GPU, if the library supports one; -1 for all.
 
     Raises:
         InvalidArgument: llama.cpp can't load the file.
@@ -44,11 +44,11 @@ class Model:
         self.handle: int | None = None
         if not Path(path).is_file():
             found = "a folder" if Path(path).is_dir() else "nothing there"
-            raise InvalidArgument(f"model_path must be a GGUF file, got {path}: {found}")
+            raise InvalidArgument(f"model_path: expected a GGUF file, got {path}: {found}")
         self.handle = llama.model_load_from_file(str(path).encode(), params)
         if self.handle is None:
             raise InvalidArgument(
-                f"model_path must be a GGUF file that llama.cpp loads, got {path}"
+                f"model_path: expected a GGUF file that llama.cpp can load, got {path}"
             )
         self.trained_context: int = llama.model_n_ctx_train(self.handle)
         self._vocab = llama.model_get_vocab(self.handle)
@@ -63,7 +63,7 @@ class Model:
         return None if length < 0 else text.value.decode()
 
     def text_of(self, token_id: int) -> bytes:
-        """Return a token's text in UTF-8; nothing if the model has no vocabulary."""
+        """Return a token's text in UTF-8; empty if the model has no vocabulary."""
         if not self._llama.vocab_type(self._vocab):
             return b""
         text = ctypes.create_string_buffer(256)
@@ -71,7 +71,7 @@ class Model:
         return text.raw[: max(length, 0)]
 
     def free(self) -> None:
-        """Free the weights, behind everything that was made of them. Idempotent."""
+        """Free the weights, after everything that uses them. Idempotent."""
         handle, self.handle = self.handle, None
         if handle is not None:
             self._llama.model_free(handle)
@@ -79,18 +79,18 @@ class Model:
 
 class Cache:
     """
-    A model's KV cache for several sequences, and the batch of tokens that is computed next.
+    A model's KV cache for several sequences, and the next batch of tokens.
 
     Args:
         model: The model.
-        context_length: Room of each sequence, in tokens.
-        sequences: How many there are; they are numbered from 0.
+        context_length: Size of each sequence's cache, in tokens.
+        sequences: The number of sequences; they are numbered from 0.
         batch_tokens: Maximum of tokens in a batch.
-        threads: How many threads compute.
+        threads: The number of compute threads.
 
     Raises:
-        InvalidArgument: llama.cpp can't make the cache, as when there is no memory for it, or count
-            its tokens.
+        InvalidArgument: llama.cpp can't create the cache, for example for lack of memory, or can't
+            count its tokens.
     """
 
     def __init__(
@@ -147,9 +147,9 @@ class Cache:
 
         Args:
             sequence: The sequence's number.
-            tokens: The tokens, no more than `batch_room`.
-            position: The first one's place in the sequence, from 0.
-            last: Whether the logits behind the last of them are wanted.
+            tokens: The tokens, at most `batch_room`.
+            position: The first token's position in the sequence, from 0.
+            last: Whether to compute the logits after the last token.
 
         Returns:
             The row of these logits.
@@ -168,7 +168,7 @@ class Cache:
         Compute the batch and empty it.
 
         Raises:
-            RuntimeError: llama.cpp failed; the sequences in the batch have to be removed.
+            RuntimeError: llama.cpp failed; the caller must remove the batch's sequences.
         """
         self._batch.n_tokens, self._count = self._count, 0
         if not self._batch.n_tokens:
@@ -197,17 +197,17 @@ class Cache:
             raise RuntimeError("this model's cache can only be removed as a whole")
 
     def export_sequence(self, sequence: int) -> bytes:
-        """Return what the cache has of a sequence, for `import_sequence` of the same model."""
+        """Return a sequence's part of the cache, for `import_sequence` with the same model."""
         data = ctypes.create_string_buffer(self._llama.state_seq_get_size(self.handle, sequence))
         written = self._llama.state_seq_get_data(self.handle, data, len(data), sequence)
         return data.raw[:written]
 
     def import_sequence(self, sequence: int, data: bytes) -> None:
         """
-        Put into the cache what `export_sequence` returned.
+        Add the result of `export_sequence` to the cache.
 
         Raises:
-            InvalidArgument: It is damaged, or of another model.
+            InvalidArgument: It is damaged, or from another model.
         """
         if not self._llama.state_seq_set_data(self.handle, data, len(data), sequence):
             raise InvalidArgument(f"{len(data)} bytes of KV cache do not fit this model")
@@ -221,20 +221,20 @@ class Cache:
 
 class Sampler:
     """
-    How one sequence's tokens are chosen from its logits.
+    Chooses one sequence's tokens from its logits.
 
     Args:
         model: The model.
-        temperature: Below `GREEDY_BELOW` for the likeliest token.
+        temperature: Below `GREEDY_BELOW`, always the likeliest token.
         top_k: How many of the likeliest tokens are candidates; all if it is below 1.
-        top_p: Their joint probability at least.
-        min_p: Minimum of a candidate's probability, as a part of the likeliest one's.
+        top_p: The minimum of the candidates' joint probability.
+        min_p: The minimum of a candidate's probability, relative to the likeliest one's.
         repetition_penalty: Divides the logits of tokens in the prompt and the answer; 1 for none.
         frequency_penalty: Subtracted for each time that the answer has the token.
-        presence_penalty: Subtracted once if it has.
-        window: How many of the latest tokens count for penalties.
+        presence_penalty: Subtracted once if the answer has the token.
+        window: The number of latest tokens that penalties count.
         seed: `RANDOM_SEED` for a random one.
-        prompt: The prompt, for the penalty on repetition.
+        prompt: The prompt, for the repetition penalty.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Continuous batching on llama.cpp: what the engine does in its step thread."""
+"""Continuous batching on llama.cpp: the engine's work in its step thread."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Answer:
         prompt: Its token ids.
         limit: Maximum of tokens to generate.
         stop: The token ids that end it.
-        received: The prompt's KV cache from another engine, so that the prompt is not read here.
-        keeps: Whether `kept` is wanted.
-        kept: What was in the KV cache when the last token was generated: all but that token.
+        received: The prompt's KV cache from another engine, which replaces reading the prompt.
+        keeps: Whether to set `kept`.
+        kept: The KV cache when the last token was generated: all but that token.
         number: llama.cpp's number of the sequence.
         computed: How many tokens are in the KV cache.
         last: The token that was generated last.
@@ -46,22 +46,22 @@ class Answer:
 
     @property
     def is_reading(self) -> bool:
-        """Whether a part of the prompt is not in the KV cache yet."""
+        """Whether part of the prompt is not yet in the KV cache."""
         return self.computed < len(self.prompt)
 
 
 class LlamaCppScheduler:
     """
-    Reads prompts and generates tokens, for all sequences in one batch a step.
+    Reads prompts and generates tokens, in one batch per step for all sequences.
 
-    Sequences that generate come first; what room they leave in the batch is for prompts, the oldest
-    first. The `StepSequence.state` is an `Answer`.
+    Decoding sequences come first; the rest of the batch is for prompts, the oldest first. The
+    `StepSequence.state` is an `Answer`.
 
     Args:
         model: The model; unset options come from its metadata (``general.sampling.*``).
         cache: Its KV cache.
         sequences: How many sequences the cache has.
-        context_length: Room of each, in tokens.
+        context_length: Size of each sequence's cache, in tokens.
     """
 
     def __init__(self, model: Model, cache: Cache, *, sequences: int, context_length: int) -> None:
@@ -72,7 +72,7 @@ class LlamaCppScheduler:
         self._defaults = {name: _default(model, key, unset) for name, key, unset in _DEFAULTS}
 
     def admit(self, sequence: StepSequence) -> None:
-        """Give a sequence a place in the cache; put in what another engine has read of it."""
+        """Give a sequence a place in the cache, and add a received KV cache."""
         answer: Answer = sequence.state
         answer.sampler = self._sampler(sequence.request)
         answer.number = self._free.pop()
@@ -84,7 +84,7 @@ class LlamaCppScheduler:
                 raise
 
     def step(self, sequences: list[StepSequence]) -> None:
-        """Compute one batch, and emit a token of each sequence whose prompt is read."""
+        """Compute one batch, and emit a token of each sequence whose prompt was read."""
         rows: list[tuple[StepSequence, int]] = []
         for sequence in sorted(sequences, key=_is_reading):
             row = self._add(sequence.state)
@@ -108,12 +108,12 @@ class LlamaCppScheduler:
         answer.received = None
         if self._cache.used(answer.number) != length:
             raise InvalidArgument(f"the KV cache received is not that of {length} prompt tokens")
-        # Computing the last token again gives the logits behind it.
+        # Computing the last token again gives the logits after it.
         answer.computed = length - 1
         self._cache.remove(answer.number, answer.computed)
 
     def _add(self, answer: Answer) -> int | None:
-        """Add the next tokens of a sequence to the batch; return the row of the logits wanted."""
+        """Add a sequence's next tokens to the batch; return the row of its logits, if computed."""
         if answer.is_reading:
             room = self._cache.batch_room
             tokens = answer.prompt[answer.computed : answer.computed + room]
@@ -190,7 +190,7 @@ class LlamaCppScheduler:
         )
 
 
-# The option, the metadata's name for it, and the value that changes nothing.
+# The option, the metadata's name for it, and the value with no effect.
 _DEFAULTS = (
     ("temperature", "temp", 1.0),
     ("top_k", "top_k", 0.0),

@@ -1,4 +1,4 @@
-"""Engine whose tokens come from a server with OpenAI's API."""
+"""Engine for a server with OpenAI's API."""
 
 from rx_backend.engines.openai.engine import OpenAIEngine
 

@@ -1,4 +1,4 @@
-"""Chunks of the answers to one request, from the events of a server's stream."""
+"""Chunks of a request's answers, from the events of a server's stream."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ E = TypeVar("E", Event, Completion)
 Encode = Callable[[str], list[int]]
 
 DONE: Final = b"[DONE]"
-"""The data of the event behind the last one."""
+"""The data of the end-of-stream event."""
 
-# Words of the chat endpoint and of TGI that are not the library's own.
+# Finish reasons of the chat endpoint and of TGI that this library names otherwise.
 _STOP_WORDS: Final[Mapping[str, str]] = {
     "tool_calls": "stop",
     "function_call": "stop",
@@ -48,14 +48,14 @@ _STOP_WORDS: Final[Mapping[str, str]] = {
 
 class Answers(ABC, Generic[E]):
     """
-    What the answers to one request have so far.
+    The state of the answers to one request.
 
     Args:
         request: The request.
-        encode: Makes token ids of a text, where the server gives none; without it there are none.
+        encode: Converts text to token ids if the server returns none; without it there are none.
 
     Attributes:
-        is_done: Whether the stream is at its end.
+        is_done: Whether the stream has ended.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Answers(ABC, Generic[E]):
 
     def read(self, data: bytes) -> list[LLMEngineOutput]:
         """
-        Return the chunks that an event adds.
+        Return the chunks of an event.
 
         Raises:
             BackendError: The server reports an error.
-            Unknown: It is no such event.
+            Unknown: The event has another form.
         """
         if data == DONE:
             self.is_done = True
@@ -95,10 +95,10 @@ class Answers(ABC, Generic[E]):
 
     def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
         """
-        Return what is left at the end of the stream: terminals of answers that were stopped.
+        Return the rest at the end of the stream: terminals of answers that were stopped.
 
         Raises:
-            StreamIncomplete: An answer has no finish reason, and nobody stopped it.
+            StreamIncomplete: An answer has no finish reason, and was not stopped.
         """
         if not self.are_complete and not is_stopped:
             raise StreamIncomplete("the server's stream ended without a finish reason")
@@ -134,9 +134,9 @@ class OpenAIAnswers(Answers[Event]):
     """
     The answers in a stream of ``/v1/completions`` or ``/v1/chat/completions``.
 
-    A chunk has the server's token ids, and text only where those are missing or it is a chat. The
-    tool calls and the reasoning of a chat are in ``engine_data``, as the server sends them. The last
-    terminal waits for the usage, which comes behind it.
+    A chunk has the server's token ids, and text only without ids or in a chat. A chat's tool calls
+    and reasoning are in ``engine_data``, in the server's form. The last terminal waits for the
+    usage, which follows it.
     """
 
     def __init__(self, request: PreprocessedRequest, encode: Encode | None = None) -> None:
@@ -145,14 +145,14 @@ class OpenAIAnswers(Answers[Event]):
         self._held: LLMEngineOutput | None = None
 
     def end(self, *, is_stopped: bool) -> list[LLMEngineOutput]:
-        """Return what is left at the end of the stream; the last terminal has waited for the usage."""
+        """Return the rest at the end of the stream; the last terminal has waited for the usage."""
         left = super().end(is_stopped=is_stopped)
         last, self._held = self._held, None
         if last is None:
             return left
         told = self._usage
         if told is not None:
-            # The server counts all answers together, a terminal its own.
+            # The server counts all answers together, a terminal only its own.
             made = self._progress.made
             others = made.total() - made[last.index or 0]
             told.completion_tokens = max(told.completion_tokens - others, 0)
@@ -184,7 +184,7 @@ class OpenAIAnswers(Answers[Event]):
         if choice.logprobs is not None:
             self._add_log_probs(chunk, _entries(choice.logprobs))
         self._progress.made[index] += bool(text) if ids is None else len(ids)
-        # Some send an empty one with each event.
+        # Some servers send an empty one with each event.
         if choice.finish_reason:
             return self._terminal(chunk, choice, choice.finish_reason)
         return chunk if chunk.token_ids or text or chunk.engine_data else None
@@ -207,11 +207,11 @@ class OpenAIAnswers(Answers[Event]):
 
 class LlamaServerAnswers(Answers[Completion]):
     """
-    The answers in a stream of llama-server's own ``/completion``.
+    The answers in a stream of llama-server's ``/completion``.
 
-    A chunk has the text and the token ids. Of a character that is made of several tokens, the server
-    sends the last id only; *encode* then makes the ids of the text. A chunk with log probabilities for
-    all of its tokens has no text, as a frontend drops them beside it.
+    A chunk has the text and the token ids. For a character of several tokens the server sends only
+    the last id; *encode* then yields the ids of the text. A chunk with log probabilities for all
+    its tokens has no text, as a frontend drops them if there is text.
     """
 
     def __init__(self, request: PreprocessedRequest, encode: Encode | None = None) -> None:
@@ -257,7 +257,7 @@ def _beside_text(delta: Delta) -> dict[str, Any] | None:
 
 
 def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
-    """Return the log probabilities of a choice in the chat's form, as many as are whole."""
+    """Return the complete log probabilities of a choice, in the chat's form."""
     if logprobs.content is not None:
         return logprobs.content
     tokens, values = logprobs.tokens or [], logprobs.token_logprobs or []
@@ -275,6 +275,6 @@ def _entries(logprobs: Logprobs) -> list[TokenLogprob]:
 
 
 def _id_of(entry: TokenLogprob) -> int | None:
-    """Return the token's id; vLLM makes it the text, as ``token_id:7``."""
+    """Return the token's id, which vLLM sends as its text, such as ``token_id:7``."""
     name, _, digits = entry.token.partition(":")
     return int(digits) if name == "token_id" and digits.isdecimal() else entry.id

@@ -1,4 +1,4 @@
-"""HTTP to a server with OpenAI's API; every failure is one of the typed errors."""
+"""An HTTP client for a server with OpenAI's API; every failure is a typed error."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _EVENTS: Final = "text/event-stream"
 
 class OpenAIClient:
     """
-    Connections to one server, without a limit, each for one request.
+    Connections to one server, one per request, without a limit.
 
     Args:
         base_url: The server's address, with or without ``/v1``.
         headers: Sent with each request.
-        connect_timeout_s: How long connecting may take, in seconds.
+        connect_timeout_s: The timeout for connecting, in seconds.
 
     Attributes:
         url: The address without ``/v1``.
@@ -50,7 +50,7 @@ class OpenAIClient:
 
     Raises:
         ImportError: The package ``aiohttp`` is not installed.
-        InvalidArgument: *base_url* is no address, or has a password.
+        InvalidArgument: *base_url* is not a URL, or has a password.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], connect_timeout_s: float) -> None:
@@ -58,10 +58,14 @@ class OpenAIClient:
             "aiohttp", "engine-openai", package="aiohttp", needed_by="OpenAIEngine"
         )
         if urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).netloc:
-            raise InvalidArgument(f"base_url must be like http://host:8000/v1, got {base_url!r}")
+            raise InvalidArgument(
+                f"base_url: expected a URL such as http://host:8000/v1, got {base_url!r}"
+            )
         if "@" in urlsplit(base_url).netloc:
-            # Errors show the address, to clients too.
-            raise InvalidArgument("base_url has a password: give the key by api_key_env")
+            # Errors show the URL, also to clients.
+            raise InvalidArgument(
+                "base_url: expected a URL without a password; pass a key by api_key_env"
+            )
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.failed = asyncio.Event()
         self._headers = headers
@@ -72,7 +76,7 @@ class OpenAIClient:
         """Prepare for requests; nothing is connected yet."""
         http = self._aiohttp
         timeout = http.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
-        # A connection that is reused while the server closes it fails; llama-server closes each.
+        # Reusing a connection that the server is closing fails; llama-server closes each one.
         connector = http.TCPConnector(limit=0, force_close=True)
         self._session = http.ClientSession(
             connector=connector, timeout=timeout, headers=self._headers
@@ -86,11 +90,11 @@ class OpenAIClient:
 
     async def get(self, path: str, form: type[T]) -> T | None:
         """
-        Return the JSON at *path* as a *form*; None if there is none of that form.
+        Return the JSON at *path* as a *form*; None if it has another form.
 
         Raises:
-            InvalidArgument: The server wants a key, or another one.
-            BackendError: The server could not be reached, or gave no answer within 10 s.
+            InvalidArgument: The server requires a key, or another one.
+            BackendError: The server could not be reached, or did not respond within 10 s.
         """
         try:
             timeout = self._aiohttp.ClientTimeout(total=_ANSWER_S)
@@ -98,7 +102,7 @@ class OpenAIClient:
                 body = await response.read()
                 if response.status in {401, 403}:
                     raise InvalidArgument(
-                        f"{self.url} answers {response.status}: give the key by api_key_env"
+                        f"{self.url} answers {response.status}: pass the key by api_key_env"
                     )
                 return msgspec.json.decode(body, type=form) if response.status == 200 else None
         except msgspec.DecodeError:
@@ -107,7 +111,7 @@ class OpenAIClient:
             raise self._failure(error) from error
 
     async def answers(self) -> bool:
-        """Return whether the server answers at all, with whatever status."""
+        """Return whether the server responds, with any status."""
         try:
             await self.get("/v1/models", msgspec.Raw)
         except InvalidArgument:
@@ -121,10 +125,10 @@ class OpenAIClient:
         self, path: str, body: object, context: RequestContext, headers: Mapping[str, str]
     ) -> AsyncGenerator[aiohttp.ClientResponse | None]:
         """
-        Send a request and give its response, whose connection a stop closes; None if already stopped.
+        Send a request and yield its response, which a stop closes; None if already stopped.
 
         Raises:
-            BackendError: The server could not be reached, or refused the request.
+            BackendError: The server could not be reached, or rejected the request.
         """
         response = await self._send_unless_stopped(path, body, context, headers)
         if response is None:
@@ -139,7 +143,7 @@ class OpenAIClient:
 
     async def read(self, response: aiohttp.ClientResponse, context: RequestContext) -> bytes:
         """
-        Return what has arrived, empty at the end.
+        Return the data that has arrived, empty at the end.
 
         Raises:
             Cancelled: A stop has closed the connection.
@@ -187,7 +191,8 @@ class OpenAIClient:
             response = await self._opened().post(
                 self.url + path, data=data, headers=headers, allow_redirects=False
             )
-            # A redirect would turn it into a GET; an answer that is no stream tells of a failure.
+            # A redirect would turn it into a GET; a response that is not a stream reports a
+            # failure.
             if response.status != 200 or response.content_type != _EVENTS:
                 async with response:
                     told = await response.content.read(_MAX_ERROR_BYTES)
@@ -225,11 +230,11 @@ def _refusal(status: int, body: bytes) -> BackendError:
 
 def reported_error(told: Any, status: int | None = None) -> BackendError:
     """
-    Return what a server reports as ``error`` as a typed error.
+    Return the typed error for a server's ``error``.
 
     Args:
         told: A text, or an object with ``message`` and perhaps a number as ``code``.
-        status: The HTTP status, if it is an error status; it decides before the code.
+        status: The HTTP status, if it is an error status; it takes precedence over the code.
 
     >>> reported_error({"message": "too long", "code": 400})
     InvalidArgument('too long')

@@ -1,4 +1,4 @@
-"""Engine whose tokens come from a server with OpenAI's API."""
+"""Engine for a server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ class OpenAIEngine(LLMEngine):
     """
     Stream the answers of vLLM, SGLang, llama-server, TGI, Ollama or another server with OpenAI's API.
 
-    The prompt goes to the completions endpoint, as token ids where the server takes them, else as
-    text. Token ids come back from vLLM, SGLang and llama-server. From others comes text; the ids
-    beside it are the tokenizer's, which may differ from those that the model generated. Without a
-    tokenizer there is text alone. The endpoint knows no tool calls: what parses the text finds them.
-    A request whose ``extra_args`` have ``messages``, and perhaps ``tools``, goes to the chat endpoint;
-    its chunks have text, and the server's ``tool_calls`` in ``engine_data``.
+    The prompt is sent to the completions endpoint, as token ids if the server accepts them,
+    otherwise as text. vLLM, SGLang and llama-server return token ids. Others return text; the
+    chunks' ids are then the tokenizer's, which may differ from those that the model generated.
+    Without a tokenizer there is only text. The endpoint has no tool calls; they must be parsed from
+    the text. A request whose ``extra_args`` have ``messages``, and perhaps ``tools``, is sent to
+    the chat endpoint; its chunks have text, and the server's ``tool_calls`` in ``engine_data``.
 
-    A stop closes the connection, which frees the server, and ends the stream with `cancelled` and the
-    usage so far (row E4). The server gets the request's id as ``X-Request-Id``, and its trace.
+    A stop closes the connection, which stops the server's work, and ends the stream with
+    `cancelled` and the usage so far (row E4). The server gets the request's id as ``X-Request-Id``,
+    and its trace.
 
     Args:
-        base_url: The server's address, as ``http://host:8000/v1``.
-        model: The model's name there; the first that it lists by default.
-        tokenizer: A folder with ``tokenizer.json``, the file, or an object, for servers that take or
-            give text only.
-        server: Its kind: vllm, sglang, llama-server, tgi, ollama, or openai for any other. Asked by
-            default.
-        api_key_env: Name of the environment variable with the key that the server wants.
-        context_length: Maximum of prompt and output together, in tokens; asked by default, where the
-            server tells.
-        connect_timeout_s: How long connecting may take, in seconds.
-        lost_after_s: For how long the server must be unreachable to count as lost, in seconds.
-        max_event_bytes: The most that one event of a stream may hold.
+        base_url: The server's URL, such as ``http://host:8000/v1``.
+        model: The model's name on the server; by default the first one listed.
+        tokenizer: A folder with ``tokenizer.json``, the file, or a `Tokenizer`, for servers that
+            accept or return only text.
+        server: Its kind: vllm, sglang, llama-server, tgi, ollama, or openai for any other; detected
+            by default.
+        api_key_env: Name of the environment variable with the server's API key.
+        context_length: Maximum of prompt and output together, in tokens; by default the server's,
+            if it reports one.
+        connect_timeout_s: The timeout for connecting, in seconds.
+        lost_after_s: How long the server must be unreachable to count as lost, in seconds.
+        max_event_bytes: Maximum size of an event of a stream.
 
     Raises:
         ImportError: The package ``aiohttp``, or ``tokenizers`` for a tokenizer, is not installed.
@@ -77,7 +78,7 @@ class OpenAIEngine(LLMEngine):
         max_event_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         if server is not None and server not in KINDS:
-            raise InvalidArgument(f"server must be one of {', '.join(KINDS)}, got {server!r}")
+            raise InvalidArgument(f"server: expected one of {', '.join(KINDS)}, got {server!r}")
         headers: dict[str, str] = {}
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
@@ -100,12 +101,12 @@ class OpenAIEngine(LLMEngine):
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
-        Ask the server what it is.
+        Detect the server's kind and limits.
 
         Raises:
             BackendError: The server could not be reached.
-            InvalidArgument: It lists no model and none is given, or it takes text only and there is no
-                tokenizer.
+            InvalidArgument: It lists no model and none is given, or it accepts only text and there
+                is no tokenizer.
         """
         await self._client.open()
         try:
@@ -117,7 +118,7 @@ class OpenAIEngine(LLMEngine):
         if not server.takes_ids and self._tokenizer is None:
             await self.cleanup()
             raise InvalidArgument(
-                f"{self._client.url} ({server.kind.name}) takes text prompts only: give tokenizer"
+                f"{self._client.url} ({server.kind.name}) accepts only text prompts: pass tokenizer"
             )
         return EngineConfig(
             model=server.model, context_length=server.context_length, max_num_seqs=server.slots
@@ -130,7 +131,7 @@ class OpenAIEngine(LLMEngine):
         Stream the answers to *request*.
 
         Raises:
-            InvalidArgument: The request asks for what the server can't do, or the server refused it.
+            InvalidArgument: The request has options that the server can't honour, or was rejected.
             BackendError: The server could not be reached, was lost, or reported an error.
         """
         server = self._server
@@ -170,9 +171,9 @@ class OpenAIEngine(LLMEngine):
 
     async def lost(self) -> str:
         """
-        Return why the server is lost, once it is: nothing reached it for ``lost_after_s`` (row E7).
+        Return why the server is lost, once it was unreachable for ``lost_after_s`` (row E7).
 
-        It is looked at once a second from the first failed connection on, until it answers.
+        After a failed connection it is checked once a second, until it responds.
         """
         loop = asyncio.get_running_loop()
         while True:

@@ -1,4 +1,4 @@
-"""The JSON that servers send in the events of a stream, as far as it is read."""
+"""The JSON of a server's events, as far as it is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Logprobs(Struct, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """What a chat's event adds."""
+    """The delta of a chat's event."""
 
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -40,7 +40,7 @@ class Delta(Struct, gc=False):
 
 
 class Choice(Struct, gc=False):
-    """What an event adds to one answer; ``token_ids`` where the server gives them."""
+    """The part of an event for one answer; ``token_ids`` if the server returns them."""
 
     index: int = 0
     text: str = ""
@@ -63,13 +63,13 @@ class Event(Struct, gc=False):
 
 
 class Timings(Struct, gc=False):
-    """What llama-server measured; ``cache_n`` is the prompt tokens that it had cached."""
+    """The measurements of llama-server; ``cache_n`` is the number of cached prompt tokens."""
 
     cache_n: int = 0
 
 
 class Completion(Struct, gc=False):
-    """An event of llama-server's ``/completion``; the counts are totals so far, of one answer."""
+    """An event of llama-server's ``/completion``; the counts are one answer's totals so far."""
 
     content: str = ""
     tokens: list[int] = field(default_factory=list[int])

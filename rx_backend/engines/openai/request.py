@@ -1,4 +1,4 @@
-"""A request in the words of a server with OpenAI's API."""
+"""A request in the form of a server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rx_backend.protocols import PreprocessedRequest
 
 __all__ = ("chat_of", "check_request", "path_and_body")
 
-# Fields of a chat request that are passed on as they are.
+# Fields of a chat request that are passed on unchanged.
 _CHAT: Final = (
     "messages",
     "tools",
@@ -51,11 +51,11 @@ def chat_of(request: PreprocessedRequest) -> dict[str, Any] | None:
 
 def check_request(request: PreprocessedRequest, server: Server) -> None:
     """
-    Refuse a request that the server would answer wrongly.
+    Reject a request that the server would answer wrongly.
 
     Raises:
-        InvalidArgument: It has no prompt, one that is too long or has ids that are none, or options
-            that this kind of server does not honour; the message names each of them.
+        InvalidArgument: Its prompt is missing, too long or has invalid ids, or it has options that
+            this kind of server does not honour; the message names each of them.
     """
     if chat_of(request) is None:
         check_prompt(request, context_length=server.context_length, vocab_size=None)
@@ -69,7 +69,7 @@ def check_request(request: PreprocessedRequest, server: Server) -> None:
 def path_and_body(
     request: PreprocessedRequest, server: Server, prompt: str | list[int]
 ) -> tuple[str, dict[str, Any]]:
-    """Return where to send a request, and what; a llama-server has an endpoint with token ids."""
+    """Return the path and the body of a request; a llama-server has an endpoint with token ids."""
     chat = chat_of(request)
     is_llama = server.kind.name == "llama-server"
     options = _options(request, server)
@@ -89,7 +89,7 @@ def _options(request: PreprocessedRequest, server: Server) -> dict[str, Any]:
         name: getattr(sampling, name) for name in _PLAIN if f"sampling_options.{name}" in honours
     }
     if sampling.top_k == 0:
-        values["top_k"] = -1  # some know only one word for "all"
+        values["top_k"] = -1  # some accept only one value for "all"
     values["n"] = sampling.n if (sampling.n or 1) > 1 else None
     values["stop"] = stop.stop or None
     values["min_tokens"] = stop.min_tokens or None
@@ -134,14 +134,14 @@ def _ids_and_log_probs(kind: ServerKind, top: int | None, *, is_chat: bool) -> d
 
 
 def _max_tokens(request: PreprocessedRequest, server: Server) -> int | None:
-    """Return how many tokens to ask for; many servers make 16 of None."""
+    """Return the maximum of tokens; many servers take None as 16."""
     if server.context_length is None or chat_of(request) is not None:
         return request.stop_conditions.max_tokens
     return output_tokens(request, server.context_length)
 
 
 def _own_stop_ids(request: PreprocessedRequest) -> frozenset[int]:
-    """Return the stop tokens beside the model's own, which the server knows."""
+    """Return the stop tokens other than the model's own, which the server knows."""
     return stop_token_ids(request, ()).difference(request.eos_token_ids)
 
 
@@ -168,7 +168,7 @@ def _guided_fields(request: PreprocessedRequest) -> Iterator[tuple[str, Any]]:
 
 
 def _asked_for(request: PreprocessedRequest) -> Iterator[str]:
-    """Yield the options that `check_options` leaves to others, and that only a server can honour."""
+    """Yield the options that `check_options` accepts for others, and only a server can honour."""
     if request.stop_conditions.ignore_eos:
         yield "stop_conditions.ignore_eos"
     if _own_stop_ids(request):

@@ -1,4 +1,4 @@
-"""What a server with OpenAI's API is, and what it can do."""
+"""Kinds of servers with OpenAI's API, and their abilities."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ServerKind(Struct, frozen=True):
     Attributes:
         name: Its name.
         honours: The options that it honours, as ``sampling_options.top_k``.
-        takes_ids: Whether a prompt may be token ids; None where only a try tells.
-        guided: Fields of ``guided_decoding`` that it knows, with the name that it gives them.
+        takes_ids: Whether a prompt may be token ids; None if that must be tried.
+        guided: The fields of ``guided_decoding`` that it honours, with its names for them.
     """
 
     name: str
@@ -33,14 +33,14 @@ class ServerKind(Struct, frozen=True):
 
 class Server(Struct, frozen=True):
     """
-    A server that answered.
+    A server that has responded.
 
     Attributes:
         kind: Its kind.
-        model: The model's name there.
+        model: The model's name on the server.
         takes_ids: Whether a prompt may be token ids.
-        context_length: Maximum of prompt and output together, in tokens; None if it does not tell.
-        slots: How many requests it works on at a time; None if it does not tell.
+        context_length: Maximum of prompt and output together, in tokens; None if unknown.
+        slots: How many requests it works on at a time; None if unknown.
     """
 
     kind: ServerKind
@@ -63,7 +63,7 @@ _OPEN_WEIGHTS: Final = _OPENAI | {
     "sampling_options.guided_decoding",
     "stop_conditions.ignore_eos",
 }
-# With token ids only, the frontend makes the text and cuts it.
+# With only token ids, the frontend makes the text and cuts it.
 _GIVES_IDS: Final = _OPEN_WEIGHTS | {
     "stop_conditions.min_tokens",
     "stop_conditions.stop_token_ids",
@@ -101,7 +101,7 @@ KINDS: Final[Mapping[str, ServerKind]] = {
         ServerKind("openai", _OPENAI, takes_ids=None),
     )
 }
-"""The kinds of servers, by name; ``openai`` is one of which nothing else is known."""
+"""The kinds of servers, by name; ``openai`` is any other."""
 
 _OWNERS: Final = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama-server"}
 
@@ -110,13 +110,13 @@ async def ask_server(
     client: OpenAIClient, kind: str | None, model: str | None, context_length: int | None
 ) -> Server:
     """
-    Ask a server what it is.
+    Detect a server's kind and limits.
 
     Args:
-        client: Its address.
-        kind: A key of `KINDS`; asked if None.
-        model: The model's name there; the first that it lists if None.
-        context_length: Maximum of prompt and output together, in tokens; asked if None.
+        client: The client for it.
+        kind: A key of `KINDS`; None to detect it.
+        model: The model's name on the server; None for the first one listed.
+        context_length: Maximum of prompt and output together, in tokens; None to detect it.
 
     Raises:
         BackendError: It could not be reached.
@@ -127,7 +127,7 @@ async def ask_server(
     entry = next((each for each in models if model in {None, each.id}), _Model())
     name = model or entry.id
     if not name:
-        raise InvalidArgument(f"{client.url} lists no model at /v1/models: give its name as model")
+        raise InvalidArgument(f"{client.url} lists no model at /v1/models: pass its name as model")
     found = KINDS[kind or await _kind_of(client, entry)]
     length, slots = entry.max_model_len, None
     if found.name == "llama-server" and (props := await client.get("/props", _Props)):
@@ -172,7 +172,7 @@ async def _kind_of(client: OpenAIClient, entry: _Model) -> str:
 
 
 async def _takes_ids(client: OpenAIClient, model: str) -> bool:
-    """Return whether the server answers a prompt of one token id."""
+    """Return whether the server accepts a prompt of one token id."""
     asked = {"model": model, "prompt": [1], "max_tokens": 1, "stream": True}
     try:
         async with client.post("/v1/completions", asked, RequestContext(), {}):

@@ -1,4 +1,4 @@
-"""Server-sent events: the data of a stream's events, from bytes that are split anywhere."""
+"""Server-sent events: the data of events, from bytes in arbitrary pieces."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ("EventReader",)
 
 class EventReader:
     r"""
-    Cut a byte stream into the data of its events.
+    Splits a byte stream into the data of its events.
 
-    Lines may end with LF, CRLF or CR. Comments and all fields but ``data`` are skipped.
+    Lines may end with LF, CRLF or CR. Comments and all fields except ``data`` are skipped.
 
     Args:
-        max_event_bytes: The most that one event may hold.
+        max_event_bytes: Maximum size of an event.
 
     >>> reader = EventReader(1024)
     >>> reader.feed(b": hello\n\ndata: 1\r\n\r\nda")
@@ -40,7 +40,7 @@ class EventReader:
             data = self._rest + data
         tail = b""
         if b"\r" in data:
-            # The LF of a CRLF may be in the next part.
+            # The LF of a CRLF may be in the next piece.
             if data.endswith(b"\r"):
                 data, tail = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -51,7 +51,7 @@ class EventReader:
         return [found for event in events if (found := _data_of(event))]
 
     def end(self) -> list[bytes]:
-        """Return the data of the last event, if the stream ended without the empty line behind it."""
+        """Return the data of the last event, if the stream ended without an empty line after it."""
         return self.feed(b"\n\n")
 
 

@@ -1,4 +1,4 @@
-"""Text from token ids and back, for servers that know text only."""
+"""Conversion between text and token ids, for servers that accept or return only text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ("Tokenizer", "TokenizerFile")
 
 
 class Tokenizer(Protocol):
-    """What an engine needs of a tokenizer."""
+    """The methods of a tokenizer that the engine needs."""
 
     def decode(self, token_ids: list[int]) -> str:
-        """Return the text of a prompt, as the server has to get it."""
+        """Return the text of a prompt for the server."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a part of an answer, without special tokens around it."""
+        """Return the token ids of a part of an answer, without added special tokens."""
         ...
 
 
@@ -28,7 +28,7 @@ class TokenizerFile:
     A tokenizer of the ``tokenizers`` library, from a model's folder or its ``tokenizer.json``.
 
     Args:
-        path: The file, or the folder that has it.
+        path: The file, or its folder.
 
     Raises:
         ImportError: The package ``tokenizers`` is not installed.
@@ -46,17 +46,17 @@ class TokenizerFile:
         except ImportError as error:
             raise ImportError("tokenizer= needs the package: pip install tokenizers") from error
         self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
-        # The server puts these in front of any text, so a prompt must not have them too.
+        # The server adds these before any text, so a prompt must not have them as well.
         self._prefix: list[int] = self._tokenizer.encode("").ids
 
     def decode(self, token_ids: list[int]) -> str:
-        """Return the text of a prompt, special tokens included, but for those that servers add."""
+        """Return the text of a prompt, with special tokens except those that servers add."""
         count = len(self._prefix)
         own = token_ids[count:] if token_ids[:count] == self._prefix else token_ids
         text: str = self._tokenizer.decode(own, skip_special_tokens=False)
         return text
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text; may differ from those that the model generated."""
+        """Return the token ids of a text, which may differ from those that the model generated."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids

@@ -27,26 +27,26 @@ from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 __all__ = ("TransformersEngine",)
 
 _NO_LIMIT: Final = 2**62
-"""Of requests: further ones wait in the manager. Of chunks: it can't pause a single request."""
+"""Of requests: others wait in the manager. Of chunks: it can't pause a single request."""
 
 
 class TransformersEngine(SteppedEngine):
     """
     Serve a model with the continuous batching of transformers, 5.18 or newer.
 
-    A request that is stopped or dropped frees its blocks of the KV cache within a step. Where the
-    batching thread has died, requests fail with `Disconnected`, so that they continue on another
-    worker, and `lost` returns (row E7).
+    A stopped or dropped request frees its blocks of the KV cache within a step. If the batching
+    thread has died, requests fail with `Disconnected`, so that they continue on another worker, and
+    `lost` returns (row E7).
 
     Args:
         model_path: Folder or name of the model.
-        max_batch: Most requests in a step; further ones wait.
-        max_batch_tokens: Most tokens in a step; a longer prompt is read in several.
+        max_batch: Maximum of requests in a step; others wait.
+        max_batch_tokens: Maximum of tokens in a step; longer prompts take several steps.
         kv_tokens: Size of the KV cache, in tokens; also the limit of a request's context.
         block_size: Size of a block of the KV cache, in tokens.
-        dtype: Type of the weights, as ``bfloat16``; ``auto`` takes the one they are stored in.
-        device: As ``cuda:1``; a GPU if there is one, when left out.
-        seed: Seed of the sampling, for all requests together; a random one when left out.
+        dtype: Type of the weights, such as ``bfloat16``; ``auto`` for the stored type.
+        device: For example ``cuda:1``; by default a GPU if there is one.
+        seed: Seed of the sampling, for all requests together; random by default.
 
     Raises:
         ImportError: transformers is not installed, or too old.
@@ -88,8 +88,8 @@ class TransformersEngine(SteppedEngine):
         Load the model and start the batching thread.
 
         Raises:
-            InvalidArgument: Transformers can't load the folder.
-            Exception: Whatever else transformers raises.
+            InvalidArgument: transformers can't load the folder.
+            Exception: Any other error of transformers.
         """
         manager, sampling = await asyncio.to_thread(self._load)
         batching = manager.continuous_batching_config
@@ -117,7 +117,7 @@ class TransformersEngine(SteppedEngine):
         Stream the tokens of *request*, which is queued when it is first pulled.
 
         Raises:
-            InvalidArgument: The prompt does not fit, or an option can't be honoured.
+            InvalidArgument: The prompt is too long, or an option can't be honoured.
             EngineShutdown: The engine is not started.
         """
         return self.stream(request, context, self.asked(request))
@@ -130,7 +130,7 @@ class TransformersEngine(SteppedEngine):
             await asyncio.to_thread(_stop, manager)
 
     def _load(self) -> tuple[Any, Sampling]:
-        """Return a manager that holds the model and its cache, and the model's own options."""
+        """Return a manager with the model and its cache, and the model's own options."""
         transformers = _import()
         device = self._device
         if device is None:
@@ -140,7 +140,7 @@ class TransformersEngine(SteppedEngine):
             model = load(self._path, dtype=self._dtype).to(device)
         except (OSError, ValueError) as error:
             raise InvalidArgument(
-                f"model_path must be a folder that transformers loads, got {self._path}: {error}"
+                f"model_path: expected a folder transformers can load, got {self._path}: {error}"
             ) from error
         sampling = Sampling(model.generation_config)
         manager = model.init_continuous_batching(
@@ -152,11 +152,11 @@ class TransformersEngine(SteppedEngine):
 
 def _start(manager: Any) -> None:
     """Start the batching thread; a process that ends without `cleanup` does not wait for it."""
-    # A thread is a daemon if the one that makes it is.
+    # A thread inherits being a daemon.
     starter = threading.Thread(target=manager.start, daemon=True)
     starter.start()
     starter.join()
-    # PyTorch aborts the process if the interpreter ends under it.
+    # PyTorch aborts the process if the interpreter exits while it runs.
     atexit.register(manager.stop, hard_stop=True)
 
 

@@ -1,4 +1,4 @@
-"""What transformers' continuous batching can decide per request: temperature, top-k and top-p."""
+"""The per-request options of transformers' continuous batching: temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ HONOURED: Final = frozenset(
 )
 """The options that a request may set."""
 
-# Wider than any vocabulary; transformers cuts it down.
+# Larger than any vocabulary; transformers limits it.
 _ALL: Final = 2**31 - 1
 
-# With ties among the likeliest, top-k keeps them all; a nucleus of nothing keeps one.
+# Among equally likely tokens, top-k keeps all; an empty nucleus keeps one.
 _GREEDY: Final = {"temperature": 1.0, "top_k": 1, "top_p": 0.0}
 
 
 class Sampling:
     """
-    A model's own options, with those of a request over them.
+    A model's own options, overridden by those of a request.
 
     Args:
-        own: The model's generation config, of transformers.
+        own: The model's generation config from transformers.
 
     Attributes:
         end_ids: The ids that end its text.
@@ -41,9 +41,9 @@ class Sampling:
 
     def for_all(self) -> Any:
         """
-        Return the config to make a manager with.
+        Return the config for creating a manager.
 
-        Its values are placeholders: an option that has no effect here could not be set per request.
+        Its values are placeholders: an option without effect here could not be set per request.
         """
         config = copy.deepcopy(self._own)
         config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
@@ -51,7 +51,7 @@ class Sampling:
         return config
 
     def options(self, asked: SamplingOptions) -> dict[str, Any]:
-        """Return the options of a request; what it leaves open is as the model's config says."""
+        """Return the options of a request; unset ones come from the model's config."""
         own = self._own
         temperature = asked.temperature
         if temperature is None:

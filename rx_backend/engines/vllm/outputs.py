@@ -1,4 +1,4 @@
-"""What vLLM's ``AsyncLLM`` yields, as chunks."""
+"""Chunks from the outputs of vLLM's ``AsyncLLM``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rx_backend.protocols import (
 __all__ = ("Answers",)
 
 _LEAST_LOG_PROB = -9999.0
-"""Stands for the logarithm of 0, which JSON has not."""
+"""Replaces the logarithm of 0, which JSON can't represent."""
 
 
 class Answers:
@@ -35,7 +35,7 @@ class Answers:
         self._prompt_log_probs: Any = None
 
     def chunks(self, output: Any) -> Iterator[LLMEngineOutput]:
-        """Yield the chunks of a ``RequestOutput``, which has a part for each of some answers."""
+        """Yield the chunks of a ``RequestOutput``, which has a part for some of the answers."""
         if output.num_cached_tokens is not None:
             self._cached = output.num_cached_tokens
         if output.prompt_logprobs:
@@ -60,7 +60,7 @@ class Answers:
             yield terminal
 
     def _finish(self, terminal: LLMEngineOutput) -> None:
-        """Add what is known of the prompt."""
+        """Add the prompt's log probabilities and cached tokens."""
         if self._prompt_log_probs is not None:
             terminal.engine_data = {"prompt_logprobs": self._prompt_log_probs}
         if self._cached is not None and terminal.completion_usage is not None:
@@ -87,7 +87,7 @@ def _finite(log_prob: float) -> float:
 
 
 def _as_json(found: dict[int, Any] | None) -> dict[str, Any] | None:
-    """Return what is known of a prompt token; of the first one, nothing."""
+    """Return the entry of a prompt token; the first token has none."""
     if found is None:
         return None
     return {

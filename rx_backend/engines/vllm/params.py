@@ -13,7 +13,7 @@ from rx_backend.protocols import GuidedDecodingOptions, PreprocessedRequest
 
 __all__ = ("sampling_params",)
 
-# The same names on both sides.
+# Options with the same name in vLLM.
 _SAMPLING: Final = (
     "n",
     "presence_penalty",
@@ -25,7 +25,7 @@ _SAMPLING: Final = (
     "min_p",
     "seed",
 )
-# Those that vLLM knows and the wire does not name.
+# Options of vLLM that the wire does not name.
 _MORE_SAMPLING: Final = ("allowed_token_ids", "bad_words", "logit_bias")
 _OUTPUT: Final = ("logprobs", "prompt_logprobs")
 _HONOURED: Final = frozenset(
@@ -47,12 +47,12 @@ def sampling_params(
 
     Args:
         request: The request.
-        defaults: The model's own values of what the request leaves open.
+        defaults: The model's own values for unset options.
         context_length: Maximum of prompt and output together, in tokens.
 
     Raises:
-        InvalidArgument: An option is out of its range, or one that vLLM can't honour; the message
-            names it.
+        InvalidArgument: An option is out of its range, or vLLM can't honour it; the message names
+            it.
     """
     check_options("vLLM", request, _HONOURED)
     vllm = import_module("vllm.sampling_params")
@@ -81,7 +81,7 @@ def sampling_params(
 
 
 def _guide(options: GuidedDecodingOptions) -> Any:
-    """Return ``StructuredOutputsParams``; what vLLM has no use for is refused."""
+    """Return ``StructuredOutputsParams``; options that vLLM can't honour are rejected."""
     for name in ("backend", "whitespace_pattern"):
         if getattr(options, name) is not None:
             raise InvalidArgument(f"vLLM can't honour sampling_options.guided_decoding.{name}")

@@ -1,4 +1,4 @@
-"""One answer in one process, which writes it or follows the process that does."""
+"""One answer in one process, which writes it or follows the writing process."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ _RELEASE_S: Final = 2.0
 
 class JetStreamAnswer(OpenedStream):
     """
-    The items of one answer, whoever writes them.
+    The items of one answer, which this or another process writes.
 
-    The process that writes it hands out what JetStream has acknowledged. Any other one hands out
-    what it reads from JetStream, and takes over when the one that writes is gone: it then has an
-    engine of its own continue the answer. A process that is fenced off follows the one that has
-    taken over.
+    The writing process hands out items that JetStream has acknowledged. Any other process hands out
+    what it reads from JetStream, and takes over when the writer is gone: its own engine then
+    continues the answer. A process that is fenced off follows the one that has taken over.
 
     Args:
-        site: What all answers share.
+        site: The state shared by all answers.
         id: The answer's id.
         subject: Its subject in JetStream.
         record: Its first entry.
@@ -87,10 +86,10 @@ class JetStreamAnswer(OpenedStream):
 
     async def write(self, stream: ResponseStream[Item], answers: OpenAnswers) -> None:
         """
-        Begin the answer: append the record of it, and then the items of *stream*.
+        Start the answer: append its record, and then the items of *stream*.
 
         Raises:
-            BackendError: JetStream refuses the record; the stream is left open.
+            BackendError: JetStream rejects the record; the stream is not closed.
         """
         site, writer = self._site, self._record.writer
         log = AnswerLog(site.link, site.options.name, self._subject, answers, writer=writer)
@@ -99,7 +98,7 @@ class JetStreamAnswer(OpenedStream):
         self._producer = Producer(log, stream, unchanged, self._site.options.batch_items)
 
     def follow(self) -> Follower:
-        """Follow the process that writes the answer; items that were handed out are skipped."""
+        """Follow the writing process, skipping items that were already handed out."""
         site = self._site
         feed = Feed(site.link, site.options.name, self._subject)
         self._follower = Follower(self.id, feed, self, self._record, self._handed_out)
@@ -117,14 +116,14 @@ class JetStreamAnswer(OpenedStream):
                 self._readers.item_taken()
                 yield item
         except BackendError as error:
-            _log.warning("answer cannot be continued", stream_id=self.id, **describe(error))
+            _log.warning("answer can't be continued", stream_id=self.id, **describe(error))
             self._readers.item_taken()
             yield Annotated.from_error(error)
         finally:
             await self._release()
 
     async def _next(self) -> Item | None:
-        """Return the next item, and change between writing and following where that is needed."""
+        """Return the next item; switch between writing and following if needed."""
         while True:
             if self._producer is not None:
                 try:
@@ -162,10 +161,10 @@ class JetStreamAnswer(OpenedStream):
             await follower.aclose()
 
     async def _take_over(self, follower: Follower) -> None:
-        """Write the answer from here on, unless another process was quicker."""
+        """Write the answer from here on, unless another process was faster."""
         site = self._site
-        log = AnswerLog.behind(follower, site, self._subject)
-        # Before anybody can read that this process writes it.
+        log = AnswerLog.after(follower, site, self._subject)
+        # Before others can read that this process writes it.
         self._begin_writing(log)
         try:
             await log.append(TakeOver(log.writer, log.head, site.peers.process))
@@ -184,10 +183,10 @@ class JetStreamAnswer(OpenedStream):
         self._producer = await self._rest_of(state, follower)
 
     async def _rest_of(self, state: ResumeState, follower: Follower) -> Producer:
-        """Return what writes the items that the answer lacks."""
+        """Return a producer of the answer's missing items."""
         options, prepare = self._site.options, unchanged
         limit = options.max_takeovers
-        blocker = f"taken over {limit} times already" if follower.takeovers >= limit else None
+        blocker = f"already taken over {limit} times" if follower.takeovers >= limit else None
         if follower.answers.are_over:
             stream = given()
         elif last := last_items(state, follower.answers.left, self.context, blocker):
@@ -202,7 +201,7 @@ class JetStreamAnswer(OpenedStream):
         return Producer(self._log, stream, prepare, options.batch_items)
 
     async def _release(self) -> None:
-        """Release everything; say in the log how the answer stands, if it is this process's."""
+        """Release everything; a writer first records the answer's state in the log."""
         if self._is_released:
             return
         self._is_released = True
@@ -215,7 +214,7 @@ class JetStreamAnswer(OpenedStream):
         finally:
             await self._end_following()
         if not was_writer:
-            # Nor if it was about to be: whoever asks this process is told that it is not.
+            # Nor if it was about to be: this process tells others that it is not.
             return
         if not self._is_over:
             await self._give_up()
@@ -228,7 +227,7 @@ class JetStreamAnswer(OpenedStream):
         try:
             async with asyncio.timeout(_RELEASE_S):
                 if self.context.is_stopped:
-                    # Behind what is under way, in which answers may have ended.
+                    # After pending items, in which answers may have ended.
                     await log.append_items([], is_end=False)
                     await log.append_items(stopped(log.answers.left), is_end=True)
                 else:
@@ -238,10 +237,10 @@ class JetStreamAnswer(OpenedStream):
 
     async def head(self) -> int:
         """
-        Return how many items the answer has, wherever they were read.
+        Return how many items the answer has, in any process.
 
         Raises:
-            CannotConnect: NATS does not answer within ``timeout_s``.
+            CannotConnect: NATS does not respond within ``timeout_s``.
         """
         if self.begun_here:
             return self._log.head
@@ -249,7 +248,7 @@ class JetStreamAnswer(OpenedStream):
         return 0 if last is None else last.entry.first + last.entry.size
 
     def watch(self, shared: SharedStream[Item]) -> None:
-        """Mark the readers of other processes in *shared*, and tell of its own elsewhere."""
+        """Mark the readers of other processes in *shared*, and report its own readers to them."""
         self._shared = shared
         self._readers.watch(shared)
 
@@ -263,7 +262,7 @@ class JetStreamAnswer(OpenedStream):
 
     async def aclose(self) -> None:
         """
-        End the items. An answer that this process has not written to its end is left to others.
+        End the items; other processes may continue an answer that this one has not completed.
 
         Idempotent.
         """
@@ -278,15 +277,15 @@ class JetStreamAnswer(OpenedStream):
         return self._log.sequence
 
     def reader_at(self, process: str, position: int) -> None:
-        """Another process's fastest reader is at *position*."""
+        """Record that another process's fastest reader is at *position*."""
         self._readers.moved(process, position)
 
     def reader_left(self, process: str) -> None:
-        """Another process has no reader any more, or is gone."""
+        """Record that another process has no readers any more, or is gone."""
         self._readers.left(process)
 
     def stop_asked(self, *, kill: bool) -> None:
-        """Another process wants the answer to be stopped."""
+        """Stop the answer at another process's request."""
         if kill:
             self.context.kill()
         else:

@@ -1,4 +1,4 @@
-"""Appending to what is written of one answer, behind nobody else."""
+"""Appending to the log of one answer, as its only writer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from rx_backend.resumable.jetstream._stored_stream import refused
 __all__ = ("AnswerLog", "new_writer")
 
 _WRONG_LAST_SEQUENCE: Final = 10071
-# Room for the headers, which count too: the server ends the connection of who sends too much.
+# Room for the headers, which also count: the server closes the connection if a message is too
+# large.
 _HEADERS: Final = 512
 
 
@@ -34,22 +35,22 @@ class AnswerLog:
     """
     The entries of one answer, for one writer.
 
-    Each entry is appended behind the one that was seen last, by its sequence number, or not at all.
-    So two writers never mix: the one that comes second is fenced off. An entry whose acknowledgement
-    was lost is looked for before it is appended again.
+    Each entry is appended directly after the last known one, by its sequence number, or not at all.
+    So two writers never interleave: the second one is fenced off. An entry whose acknowledgement
+    was lost is looked up before it is appended again.
 
     Args:
         link: The connection.
         name: The JetStream stream.
         subject: The answer's subject.
-        answers: Those of the request, of which some may have ended.
-        writer: The name of a writer that has appended nothing yet; a random one by default.
+        answers: The request's answers, some of which may have ended.
+        writer: The name of the writer, which has not appended anything yet; random by default.
         sequence: The sequence number of the last entry; 0 for a new answer.
         head: How many items there are.
 
     Attributes:
-        writer: The writer's name, by which the log knows its own entries.
-        answers, sequence, head: As given, and moved by :meth:`append`.
+        writer: The writer's name, which identifies its own entries.
+        answers, sequence, head: As given, and updated by :meth:`append`.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class AnswerLog:
         self._subject = subject
 
     @classmethod
-    def behind(cls, follower: Follower, site: Site, subject: str) -> Self:
-        """Return the log of another writer, behind all that *follower* has read."""
+    def after(cls, follower: Follower, site: Site, subject: str) -> Self:
+        """Return the log for a new writer, after all entries that *follower* has read."""
         return cls(
             site.link,
             site.options.name,
@@ -85,12 +86,12 @@ class AnswerLog:
 
     async def append(self, entry: Entry) -> None:
         """
-        Append an entry and wait until JetStream has it, however long NATS is away.
+        Append an entry and wait until JetStream has it, however long NATS is unavailable.
 
         Raises:
-            Fenced: Another writer has appended since; nothing was appended.
+            Fenced: Another writer has appended in the meantime; nothing was appended.
             LogGone: The earlier entries were removed.
-            StreamFull, EntryTooLarge, BackendError: JetStream refused the entry.
+            StreamFull, EntryTooLarge, BackendError: JetStream rejected the entry.
         """
         while True:
             data = encode(entry)
@@ -108,7 +109,7 @@ class AnswerLog:
                 self._note(found)
                 if stored == data:
                     return
-                # It was appended when an earlier call was cancelled: this entry goes behind it.
+                # It was appended by an earlier, cancelled call: this entry goes after it.
                 entry = replace(entry, first=self.head)
             else:
                 self._note(entry)
@@ -121,7 +122,7 @@ class AnswerLog:
 
     async def _last_own(self) -> tuple[Entry, bytes]:
         """
-        Return the last entry, of which this writer has lost the acknowledgement, and its bytes.
+        Return the last entry, whose acknowledgement this writer has lost, and its bytes.
 
         Raises:
             Fenced: It is another writer's.
@@ -131,7 +132,7 @@ class AnswerLog:
                 lambda: self._link.jetstream.get_last_msg(self._name, self._subject)
             )
         except NotFoundError:
-            raise LogGone(f"{self._subject}: nothing is there any more") from None
+            raise LogGone(f"{self._subject}: the entries were removed") from None
         except APIError as error:
             raise refused(error, f"read {self._subject}") from error
         stored = last.data or b""
@@ -142,7 +143,7 @@ class AnswerLog:
         return entry, stored
 
     def _note(self, entry: Entry) -> None:
-        """Note what is in the log with *entry*, the last one."""
+        """Update the state for *entry*, the last one."""
         self.head = entry.first + entry.size
         if isinstance(entry, Batch):
             entry.end(self.answers)
@@ -152,7 +153,7 @@ class AnswerLog:
         Append items as one entry, as :meth:`append` does.
 
         Raises:
-            InvalidArgument: One has no wire form, or is no ``Annotated``.
+            InvalidArgument: One has no wire form, or is not an ``Annotated``.
         """
         for item in items:
             check_item(item)

@@ -1,4 +1,4 @@
-"""NATS's client, which can be ended in any state."""
+"""A NATS client that can be closed in any state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CLOSE_S: Final = 1.0
 
 class EndingClient(Client):
     """
-    A client that leaves no task behind.
+    A client that leaves no task running.
 
-    Where the connection is lost with something still to be sent, `close` raises, and leaves the tasks
-    of subscriptions. So those are ended first, that for the answers to requests too. After a TLS
-    handshake that failed `close` would wait for ever, so it is given a second.
+    If the connection is lost with data still to be sent, `close` raises, and leaves the tasks of
+    subscriptions running. So those are ended first, including the one for replies. After a failed
+    TLS handshake `close` would wait forever, so it gets a second.
     """
 
     def __init__(self) -> None:
@@ -30,18 +30,18 @@ class EndingClient(Client):
         self.subscriptions: WeakSet[Subscription] = WeakSet()
 
     async def subscribe(self, *args: Any, **further: Any) -> Subscription:
-        """Subscribe as `Client.subscribe`, and note it."""
+        """Subscribe like `Client.subscribe`, and record the subscription."""
         subscription = await super().subscribe(*args, **further)  # pyright: ignore[reportUnknownMemberType]
         self.subscriptions.add(subscription)
         return subscription
 
     async def end(self) -> None:
-        """Close the connection, whether it is there or not. Idempotent."""
+        """Close the connection, in any state. Idempotent."""
         for subscription in list(self.subscriptions):
             with suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
         if not (self.is_connected or self.is_connecting or self.is_reconnecting):
-            # It is closed, or has refused its options before there was anything to close.
+            # It is closed, or has rejected its options before connecting.
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):

@@ -1,4 +1,4 @@
-"""What a connection to NATS is made with, and what goes wrong as it is made."""
+"""Connecting to NATS: addresses, key files and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS_OF_CREDENTIALS: Final = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
 
 def addresses(servers: Sequence[str]) -> str:
     """
-    Return URLs for a message, without what they have of users, passwords and tokens.
+    Return URLs for a message, without users, passwords and tokens.
 
     >>> addresses(["nats://ann:secret@one:4222", "nats://two:4222"])
     'nats://one:4222, nats://two:4222'
@@ -35,11 +35,11 @@ def check_key_files(connect: Mapping[str, Any]) -> None:
     """
     Check the files of `user_credentials` and `nkeys_seed`.
 
-    NATS's client looks into them when a server asks for a signature, and would then read a file that
-    is no credentials file without end.
+    NATS's client reads them when a server requests a signature, and would loop forever on an
+    invalid credentials file.
 
     Raises:
-        InvalidArgument: A file cannot be read, or is none with credentials.
+        InvalidArgument: A file can't be read, or has no credentials.
     """
     credentials, seed = connect.get("user_credentials"), connect.get("nkeys_seed")
     if isinstance(credentials, str | Path):
@@ -66,19 +66,19 @@ def _content(option: str, path: str | Path) -> bytes:
 def not_connected(
     servers: Sequence[str], connect: Mapping[str, Any], error: Exception
 ) -> BackendError:
-    """Return what the client raised as it connected as a typed error."""
+    """Return the client's error on connecting as a typed error."""
     where = f"NATS at {addresses(servers)}"
     if isinstance(error, nats.errors.Error | OSError):
         text = str(error)
         if "connect url" in text:
             return InvalidArgument(f"servers: {text}: {addresses(servers)}")
         if "authorization" in text.lower():
-            text = "authorization failed: the server refuses the user, password, token or key"
+            text = "authorization failed: the server rejects the user, password, token or key"
         return CannotConnect(f"{where}: {text}")
     if isinstance(error, ImportError):
         given = " and ".join(option for option in _KEY_OPTIONS if option in connect)
         return InvalidArgument(
             f"connect: {given or error.name} needs the package {error.name}: pip install {error.name}"
         )
-    # All else is about the options, or the form of the URLs.
+    # Anything else concerns the options, or the form of the URLs.
     return InvalidArgument(f"servers, connect: {str(error) or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""What an answer still lacks after the process that wrote it is gone."""
+"""The rest of an answer after the process that wrote it is gone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def last_items(
     state: ResumeState, left: list[int], context: RequestContext, blocker: str | None
 ) -> list[Item]:
     """
-    Return the items with which a request ends that no engine has to continue; none if one has to.
+    Return the last items of a request that no engine needs to continue; none if one does.
 
-    They are the terminals of one that was stopped or lacks nothing else, and the error of one that
-    cannot be continued.
+    They are the terminals if it was stopped or if only they are missing, or the error if it can't
+    be continued.
 
     Args:
         state: The progress of the answer.
         left: The answers that have not ended.
         context: The request's context.
-        blocker: Why it may not be continued, apart from what *state* says.
+        blocker: Why it may not be continued, in addition to the reasons in *state*.
     """
     if context.is_stopped:
         return stopped(left)
@@ -40,7 +40,7 @@ def last_items(
     reason = blocker or state.blocker()
     if reason is None:
         return []
-    error = Disconnected(f"the process that made the answer is gone; not resumed: {reason}")
+    error = Disconnected(f"the process that wrote the answer is gone; not resumed: {reason}")
     return [Annotated.from_error(error)]
 
 
@@ -48,7 +48,7 @@ async def open_rest(
     adapter: EngineAdapter[Item], state: ResumeState, context: RequestContext
 ) -> ResponseStream[Item]:
     """
-    Return the stream of the rest of an answer, from an engine of this process.
+    Return the stream of the rest of an answer, from this process's engine.
 
     Raises:
         BackendError: The engine's set-up failed (row S5).
@@ -67,7 +67,7 @@ def rebased(state: ResumeState, item: Item) -> Item:
 
 
 def stopped(answers: Iterable[int]) -> list[Item]:
-    """Return the terminals of answers that were stopped; the first of a request needs no index."""
+    """Return the terminals of stopped answers; the first answer of a request needs no index."""
     cancelled = FinishReason.CANCELLED
     return [
         Annotated(LLMEngineOutput(finish_reason=cancelled, index=answer or None))
@@ -76,12 +76,12 @@ def stopped(answers: Iterable[int]) -> list[Item]:
 
 
 def unchanged(item: Item) -> Item:
-    """Return an item of an answer that was begun here."""
+    """Return an item of an answer that was started here."""
     return item
 
 
 def given(*items: Item) -> FusedRun[Item]:
-    """Return a stream of items that no engine has to make."""
+    """Return a stream of the given items, without an engine."""
 
     async def stream() -> AsyncGenerator[Item]:
         for item in items:

@@ -1,4 +1,4 @@
-"""What is written of an answer: one JetStream message each, as MessagePack."""
+"""The entries of an answer's log: one JetStream message each, as MessagePack."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Item: TypeAlias = Annotated[LLMEngineOutput]
 
 class Record(msgspec.Struct, frozen=True, tag="record"):
     """
-    The first entry of an answer: what was asked, and who makes the answer.
+    The first entry of an answer: the request, and the process that produces the answer.
 
     Attributes:
         writer: A random name for one process's part in one answer.
-        process: The process that makes the answer.
+        process: The process that produces the answer.
         request: The request's wire form.
-        owner: Whose answer it is.
-        created: When it was begun, in seconds since the epoch.
-        context_id, metadata, trace_headers: Of the request's context.
+        owner: The answer's owner.
+        created: When it was started, in seconds since the epoch.
+        context_id, metadata, trace_headers: From the request's context.
     """
 
     writer: str
@@ -49,7 +49,7 @@ class Record(msgspec.Struct, frozen=True, tag="record"):
     size: ClassVar[int] = 0
 
     def open_request(self) -> PreprocessedRequest:
-        """Return the request; raise `InvalidArgument` if a newer version has written it."""
+        """Return the request; raise `InvalidArgument` if an incompatible version wrote it."""
         return convert_request(self.request)
 
     def open_context(self) -> RequestContext:
@@ -62,7 +62,7 @@ class Batch(msgspec.Struct, frozen=True, tag="items"):
     Items of the answer.
 
     Attributes:
-        writer: Who appended it.
+        writer: The writer that appended it.
         first: How many items came before.
         items: Their wire form.
         is_end: Whether the answer is over.
@@ -83,7 +83,7 @@ class Batch(msgspec.Struct, frozen=True, tag="items"):
         return [convert_annotated(item) for item in self.items]
 
     def end(self, answers: OpenAnswers) -> None:
-        """Note which of *answers* have ended with the items; an error ends all of them."""
+        """Record which of *answers* the items end; an error ends all of them."""
         for item in self.items:
             chunk = item.get("data")
             if item.get("event") == "error":
@@ -93,7 +93,7 @@ class Batch(msgspec.Struct, frozen=True, tag="items"):
 
 
 class TakeOver(msgspec.Struct, frozen=True, tag="takeover"):
-    """From here on another process makes the answer, since the one before it is gone."""
+    """From here on another process produces the answer, because the previous one is gone."""
 
     writer: str
     first: int
@@ -103,7 +103,7 @@ class TakeOver(msgspec.Struct, frozen=True, tag="takeover"):
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
-    """The process that made the answer has shut down; another may take over at once."""
+    """The process that produced the answer has shut down; another may take over at once."""
 
     writer: str
     first: int
@@ -112,7 +112,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 Entry: TypeAlias = Record | Batch | TakeOver | Release
-"""Of each, ``first`` is how many items came before it, and ``size`` how many are in it."""
+"""In each, ``first`` is how many items came before it, and ``size`` how many it has."""
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Entry)
@@ -130,7 +130,9 @@ def encode(entry: Entry) -> bytes:
     except UnicodeEncodeError:
         return _encoder.encode(encodable_data(msgspec.to_builtins(entry)))
     except (TypeError, OverflowError) as error:
-        raise InvalidArgument(f"an answer on several machines needs plain data: {error}") from error
+        raise InvalidArgument(
+            f"item or request: expected plain data, which JetStream can store: {error}"
+        ) from error
 
 
 def to_wire(value: Item | PreprocessedRequest) -> Any:
@@ -143,7 +145,9 @@ def to_wire(value: Item | PreprocessedRequest) -> Any:
     try:
         return to_builtins(value)
     except TypeError as error:
-        raise InvalidArgument(f"an answer on several machines needs plain data: {error}") from error
+        raise InvalidArgument(
+            f"item or request: expected plain data, which JetStream can store: {error}"
+        ) from error
 
 
 def decode(data: bytes, where: str) -> Entry:
@@ -151,7 +155,7 @@ def decode(data: bytes, where: str) -> Entry:
     Return the entry in *data*.
 
     Raises:
-        Unknown: It is none; names *where* it was found.
+        Unknown: It is not an entry; names *where* it was found.
     """
     try:
         return _decoder.decode(data)

@@ -1,4 +1,4 @@
-"""What goes wrong between a process and JetStream."""
+"""The errors of JetStream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ("EntryTooLarge", "Fenced", "LogGone", "StreamFull")
 
 
 class StreamFull(CannotConnect):
-    """The JetStream stream has reached ``max_bytes``, or its server has no room left."""
+    """The JetStream stream has reached ``max_bytes``, or its server is out of space."""
 
 
 class EntryTooLarge(Unknown):
@@ -16,8 +16,8 @@ class EntryTooLarge(Unknown):
 
 
 class LogGone(Unknown):
-    """What was written of an answer is not there any more: ``max_age_s`` or a purge removed it."""
+    """The entries of an answer were removed, by ``max_age_s`` or a purge."""
 
 
 class Fenced(Exception):
-    """Another process has appended to the answer, so this one does not make it any more."""
+    """Another process has appended to the answer, so this one no longer writes it."""

@@ -20,7 +20,7 @@ from rx_backend.resumable.jetstream._stored_stream import refused
 
 __all__ = ("Feed",)
 
-# A consumer that the server was not told to delete is forgotten after this time.
+# A consumer that was not deleted is removed by the server after this time.
 _INACTIVE_S = 30.0
 
 
@@ -28,8 +28,8 @@ class Feed:
     """
     The entries of one subject, in order, each once.
 
-    They come from a consumer of JetStream's that is made when entries are first asked for, and made
-    anew, behind the last entry, after a lost connection and where :meth:`renew` is called.
+    They come from a JetStream consumer that is created at the first :meth:`get`, and recreated,
+    after the last entry, when the connection was lost or :meth:`renew` is called.
 
     Args:
         link: The connection.
@@ -38,7 +38,7 @@ class Feed:
 
     Attributes:
         sequence: The sequence number of the last entry that was handed out; 0 before the first.
-        last_arrived: That of the last one that has come.
+        last_arrived: That of the last entry received.
     """
 
     def __init__(self, link: Link, name: str, subject: str) -> None:
@@ -56,12 +56,12 @@ class Feed:
         self._end_watch: Callable[[], None] = link.on_reconnect(self.renew)
 
     def renew(self) -> None:
-        """Ask for what is behind the last entry once more: something may have been missed."""
+        """Request the entries after the last one again: some may have been missed."""
         self._is_stale = True
         self._wake.set()
 
     def interrupt(self) -> None:
-        """Have a :meth:`get` that waits, or the next one, return None."""
+        """Make a pending :meth:`get`, or the next one, return None."""
         self._is_interrupted = True
         self._wake.set()
 
@@ -71,7 +71,7 @@ class Feed:
 
         Raises:
             Disconnected: The link was closed.
-            BackendError: JetStream refuses to read the stream.
+            BackendError: JetStream rejects reading the stream.
         """
         while not self._arrived:
             if self._is_stale:
@@ -86,7 +86,7 @@ class Feed:
         return decode(data, self._subject)
 
     async def _subscribe(self) -> None:
-        """Replace the consumer by one that begins behind the last entry."""
+        """Replace the consumer by one that starts after the last entry."""
         try:
             await self._link.insist(self._add_consumer)
         except APIError as error:
@@ -97,7 +97,7 @@ class Feed:
         self._is_stale = False
         try:
             client = self._link.client
-            # With an inbox of its own: what an earlier consumer still sends must not mix with it.
+            # With its own inbox, so that messages of an earlier consumer don't mix with its.
             arrive = partial(self._arrive, count(1))
             self._subscription = await client.subscribe(client.new_inbox(), cb=arrive)
             config = ConsumerConfig(
@@ -121,7 +121,7 @@ class Feed:
             return
         sequence = message.metadata.sequence
         if sequence.consumer != next(numbers):
-            # What came before this one was lost on the way.
+            # A previous message was lost in transit.
             self.renew()
             return
         self.last_arrived = sequence.stream
@@ -138,10 +138,10 @@ class Feed:
             if consumer is not None and self._link.is_up:
                 await self._link.jetstream.delete_consumer(self._name, consumer)
         except (nats.errors.Error, OSError):
-            # Without its subscription the server forgets the consumer by itself.
+            # Without a subscription the server removes the consumer by itself.
             return
 
     async def aclose(self) -> None:
-        """End the consumer. Idempotent."""
+        """Delete the consumer. Idempotent."""
         self._end_watch()
         await self._unsubscribe()

@@ -18,7 +18,7 @@ __all__ = ("Follower", "WriterGone")
 
 
 class WriterGone(Exception):
-    """No process writes the answer: it is gone, or has shut down."""
+    """No process writes the answer: its writer is gone, or has shut down."""
 
 
 class Follower:
@@ -28,15 +28,15 @@ class Follower:
     Args:
         id: The answer's id.
         feed: Its entries, from the first one on.
-        answer: The answer in this process, where they are read.
+        answer: The answer in this process, which reads them.
         record: The first entry.
-        skip: How many items were handed out already.
+        skip: How many items were already handed out.
 
     Attributes:
         state: The progress of the answer.
-        answers: Those of the request, and which of them have ended.
-        count: How many items were read, those included that were skipped.
-        is_over: Whether nothing more is written.
+        answers: The request's answers, and which of them have ended.
+        count: How many items were read, including skipped ones.
+        is_over: Whether the answer is complete.
         takeovers: How often it was taken over.
         writer_process: The process that writes it.
     """
@@ -56,7 +56,7 @@ class Follower:
         self._skip = skip
         self._has_record = False
         self._is_writer_gone = False
-        # The writer's last entry, by what it told last.
+        # The writer's last entry, according to its last reply.
         self._told = 0
         self._items: deque[Item] = deque()
 
@@ -70,9 +70,9 @@ class Follower:
         Return the next item; None at the end.
 
         Raises:
-            WriterGone: All that was written has been read, and nobody writes on.
+            WriterGone: All entries have been read, and no process writes more.
             LogGone: Items are missing.
-            BackendError: JetStream refuses to be read, or an entry has an unknown form.
+            BackendError: JetStream rejects reading, or an entry has an unknown form.
         """
         while not self._items:
             if self.is_over:
@@ -111,7 +111,7 @@ class Follower:
 
     async def read_to(self, sequence: int) -> None:
         """
-        Read the entries up to *sequence*, also where nobody writes on.
+        Read the entries up to *sequence*, even if no process writes more.
 
         Raises:
             BackendError: As :meth:`next`.
@@ -122,23 +122,23 @@ class Follower:
                 self._read(entry)
 
     def renew(self) -> None:
-        """Read on after another process was quicker to take over."""
+        """Continue to read after another process was faster to take over."""
         self._is_writer_gone = False
         self._feed.renew()
 
     # Notified by `Peers`.
 
     def position(self) -> int | None:
-        """Return where the fastest reader here is; None without readers."""
+        """Return the position of the fastest reader here; None without readers."""
         return self._answer.fastest()
 
     def stop_wanted(self) -> bool | None:
-        """Return None unless the answer is to be stopped, then whether it is to be killed."""
+        """Return None unless the answer is to be stopped; then whether it is to be killed."""
         context = self._answer.context
         return context.is_killed if context.is_stopped else None
 
     def writer_at(self, sequence: int) -> None:
-        """Ask again for entries that should have come, up to *sequence*, the writer's last."""
+        """Request missing entries again; *sequence* is the writer's last."""
         self._is_writer_gone = False
         if self._told > self._feed.last_arrived:
             self._feed.renew()
@@ -146,16 +146,16 @@ class Follower:
 
     def writer_lost(self) -> None:
         """
-        Have a reader that waits take over the answer.
+        Let a waiting reader take over the answer.
 
-        The writer has been silent for ``lease_s``, or does not write it any more.
+        The writer has been silent for ``lease_s``, or no longer writes it.
         """
         self._is_writer_gone = True
         self._feed.interrupt()
 
     async def aclose(self) -> None:
-        """Stop to read. Idempotent."""
+        """Stop reading. Idempotent."""
         await self._feed.aclose()
 
 
-_GONE = "the answer's items are not all there any more"
+_GONE = "some of the answer's items were removed"

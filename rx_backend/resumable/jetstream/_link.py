@@ -1,4 +1,4 @@
-"""The connection to NATS, which is kept up, and the JetStream stream that all answers are in."""
+"""The connection to NATS, which reconnects, and the JetStream stream of all answers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ T = TypeVar("T")
 MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
 
 _RECONNECT_S: Final = 0.25
-# How long to wait before a call is made again that failed although the connection is there.
+# How long to wait before retrying a call that failed although connected.
 _PAUSE_S: Final = 0.1
 
 
 class Stored(NamedTuple):
     """
-    An entry as it is stored.
+    A stored entry.
 
     Attributes:
         entry: The entry.
@@ -48,14 +48,14 @@ class Stored(NamedTuple):
 
 class Link:
     """
-    One process's connection to NATS. A lost connection is made again without end.
+    One process's connection to NATS, which reconnects indefinitely.
 
     Args:
         servers: URLs of NATS servers.
         options: The options of the source.
 
     Attributes:
-        client: The client, which is connected or connects.
+        client: The client, connected or connecting.
         jetstream: Its JetStream API.
     """
 
@@ -70,7 +70,7 @@ class Link:
         self._is_up = asyncio.Event()
         self._is_closing = False
         self._on_reconnect: set[Callable[[], None]] = set()
-        # Subscriptions for as long as the link is there.
+        # Subscriptions for the lifetime of the link.
         self._heard: list[tuple[str, MessageCallback]] = []
         self._reopening: asyncio.Task[None] | None = None
         self._renew_client()
@@ -81,11 +81,13 @@ class Link:
 
     async def open(self) -> None:
         """
-        Connect, and create the JetStream stream unless it is there.
+        Connect, and create the JetStream stream if it is missing.
 
         Raises:
-            CannotConnect: No server answers within ``timeout_s``, lets the user in, or has JetStream.
-            InvalidArgument: The stream is there, but does not fit; or an option of the client's.
+            CannotConnect: Within ``timeout_s`` no server responds, accepts the user and has
+                JetStream.
+            InvalidArgument: The stream exists with an unsuitable configuration, or a client option
+                is invalid.
         """
         try:
             async with asyncio.timeout(self._options.timeout_s):
@@ -93,7 +95,7 @@ class Link:
                 await ensure_stream(self.jetstream, self._options)
         except TimeoutError as error:
             await self.aclose()
-            text = f"NATS at {self._addresses} did not answer within {self._options.timeout_s:g} s"
+            text = f"NATS at {self._addresses} did not respond within {self._options.timeout_s:g} s"
             if self._last_failure is not None:
                 text += f": {self._last_failure}"
             raise CannotConnect(text) from error
@@ -109,7 +111,8 @@ class Link:
             await self.client.connect(
                 self._servers,
                 **further,
-                # A refusal ends the first attempt; further ones of this client would leave sockets.
+                # A refusal ends the first attempt; further attempts of this client would leak
+                # sockets.
                 allow_reconnect=False,
                 max_reconnect_attempts=-1,
                 error_cb=self._failed,
@@ -122,7 +125,7 @@ class Link:
         self.client.options["allow_reconnect"] = True
         self._is_up.set()
 
-    async def hear(self, subject: str, callback: MessageCallback) -> None:
+    async def listen(self, subject: str, callback: MessageCallback) -> None:
         """Call *callback* with each message of a subject, until the link is closed."""
         self._heard.append((subject, callback))
         await self.client.subscribe(subject, cb=callback)
@@ -137,7 +140,7 @@ class Link:
             _log.warning("connection to NATS lost", servers=self._addresses)
 
     async def _was_closed(self) -> None:
-        """Begin anew: a server's refusal, such as of one connection too many, ends the client."""
+        """Reconnect with a new client: a refusal, such as too many connections, closes the old one."""
         await self._went_down()
         if not self._is_closing and self._reopening is None:
             self._reopening = start_task(self._reopen(), asyncio.get_running_loop())
@@ -161,27 +164,27 @@ class Link:
                 return
 
     async def _came_up(self) -> None:
-        _log.info("connection to NATS made again", servers=self._addresses)
+        _log.info("connection to NATS restored", servers=self._addresses)
         self._is_up.set()
         for callback in list(self._on_reconnect):
             callback()
 
     @property
     def is_up(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is up."""
         return self._is_up.is_set()
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call *callback* each time the connection was made again; return how to end that."""
+        """Call *callback* after each reconnect; return a function that ends that."""
         self._on_reconnect.add(callback)
         return lambda: self._on_reconnect.discard(callback)
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """
-        Call *call* until it returns or is refused: again after a lost connection, or in silence.
+        Call *call* until it returns or is rejected, retrying after a lost connection or a timeout.
 
         Raises:
-            nats.js.errors.APIError: JetStream's refusal.
+            nats.js.errors.APIError: JetStream rejected the call.
             Disconnected: The client was closed.
         """
         while True:
@@ -206,7 +209,7 @@ class Link:
                 await asyncio.wait_for(self._is_up.wait(), 1.0)
 
     async def _check_stream_is_there(self, cause: Exception) -> None:
-        """Raise if the stream was deleted; a server that is not ready yet may be asked again."""
+        """Raise if the stream was deleted; a server that is not ready yet may be retried."""
         try:
             await self.jetstream.stream_info(self._options.name)
         except NotFoundError:
@@ -232,7 +235,7 @@ class Link:
         except APIError as error:
             raise refused(error, f"read {subject}") from error
         except TimeoutError as error:
-            raise CannotConnect(f"NATS did not answer: read {subject}") from error
+            raise CannotConnect(f"NATS did not respond: read {subject}") from error
         stored = found.time.timestamp() if found.time else 0.0
         return Stored(decode(found.data or b"", subject), found.seq or 0, stored)
 
@@ -241,7 +244,7 @@ class Link:
         Remove all entries of a subject.
 
         Raises:
-            BackendError: NATS does not do it, or does not answer.
+            BackendError: NATS rejects it, or does not respond.
         """
         try:
             await self.jetstream.purge_stream(self._options.name, subject=subject)

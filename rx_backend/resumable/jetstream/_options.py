@@ -1,4 +1,4 @@
-"""The options of answers on several machines, checked."""
+"""The validated options of :class:`JetStreamSource`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ("Options",)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-# Passed to the client by this library itself.
+# Set by this library itself.
 _OWN_CONNECT_OPTIONS: Final = {
     "servers",
     "allow_reconnect",
@@ -29,10 +29,10 @@ _OWN_CONNECT_OPTIONS: Final = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """
-    The options of :class:`JetStreamSource`, where they are explained.
+    The options of :class:`JetStreamSource`, which documents them.
 
     Raises:
-        InvalidArgument: One does not fit; names it.
+        InvalidArgument: One is invalid; names it.
     """
 
     name: str
@@ -63,12 +63,14 @@ class Options:
             raise InvalidArgument(f"connect: expected a mapping of options, got {self.connect!r}")
         own = sorted(_OWN_CONNECT_OPTIONS & set(self.connect))
         if own:
-            raise InvalidArgument(f"connect: {', '.join(own)}: set by JetStreamSource itself")
+            raise InvalidArgument(
+                f"connect: {', '.join(own)}: can't be given, JetStreamSource sets it"
+            )
 
     def subject(self, id: str) -> str | None:
-        """Return the subject of an answer; None if *id* cannot be the id of one."""
+        """Return the subject of an answer; None if *id* is invalid."""
         return f"{self.name}.{id}" if _ID.fullmatch(id) else None
 
     def process_subject(self, process: str) -> str:
-        """Return the subject on which a process hears from others."""
+        """Return the subject on which a process receives messages from others."""
         return f"{self.name}-processes.{process}"

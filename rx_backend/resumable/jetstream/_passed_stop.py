@@ -1,4 +1,4 @@
-"""A stop of an answer that another process writes, if any does."""
+"""Stopping an answer that another process writes, or no process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ async def pass_on_stop(
     site: Site, subject: str, follower: Follower, context: RequestContext
 ) -> None:
     """
-    Have an answer stopped by the process that writes it, or end it in its place if there is none.
+    Have the writing process stop an answer, or end it here if there is none.
 
     Args:
-        site: What all answers share.
+        site: The state shared by all answers.
         subject: The answer's subject.
-        follower: What was read of it.
+        follower: Its follower in this process.
         context: The request's context; nothing is done unless it is stopped.
     """
     if follower.is_over or not context.is_stopped or not site.link.is_up:
@@ -43,7 +43,7 @@ async def pass_on_stop(
 
 
 async def _end(site: Site, subject: str, follower: Follower) -> bool:
-    """Append the terminals, fencing off whoever writes the answer; return False if it was over."""
+    """Append the terminals, fencing off any writer; return False if the answer was over."""
     while True:
         last = await site.link.last(subject)
         if last is None:
@@ -51,11 +51,11 @@ async def _end(site: Site, subject: str, follower: Follower) -> bool:
         await follower.read_to(last.sequence)
         if follower.is_over:
             return False
-        log = AnswerLog.behind(follower, site, subject)
+        log = AnswerLog.after(follower, site, subject)
         try:
             await log.append_items(stopped(follower.answers.left), is_end=True)
         except Fenced:
-            # A writer was quicker: behind what it has appended, then.
+            # A writer was faster: retry after its entry.
             continue
         return True
 

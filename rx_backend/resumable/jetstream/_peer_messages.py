@@ -1,4 +1,4 @@
-"""What processes tell each other about answers."""
+"""The messages between processes about answers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = (
 )
 
 NO_READERS: Final = -1
-# Entries of a message; a server takes at most 1 MiB of it.
+# Entries per message; a server accepts at most 1 MiB.
 _MOST_IN_ONE: Final = 5_000
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
     """
-    Where the readers of a process are.
+    The positions of a process's readers.
 
     Attributes:
-        process: Who calls.
-        wants_reply: Whether the one that is called has to answer.
+        process: The calling process.
+        wants_reply: Whether the recipient has to reply.
         readers: The position of the fastest reader of each answer; -1 without readers.
-        stops: The answers to be stopped; True for those to be killed.
+        stops: The answers to stop; True for those to kill.
     """
 
     process: str
@@ -41,12 +41,12 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 class Reply(msgspec.Struct, frozen=True, tag="reply"):
     """
-    Says that a process is alive.
+    Shows that a process is alive.
 
     Attributes:
-        process: Who replies.
+        process: The replying process.
         sequences: The last sequence number of each answer that it writes.
-        unknown: The answers that it was asked about and does not write.
+        unknown: The answers in the call that it does not write.
     """
 
     process: str
@@ -60,11 +60,11 @@ encode: Final = msgspec.msgpack.Encoder().encode
 """Returns the bytes of a message."""
 
 decode_message: Final = msgspec.msgpack.Decoder(Message).decode
-"""Returns the message in bytes; raises ``msgspec.MsgspecError`` if it is none."""
+"""Returns the message in bytes; raises ``msgspec.MsgspecError`` if invalid."""
 
 
 def parts(readers: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Yield *readers* in parts that fit into a message each."""
+    """Yield *readers* in parts that each fit into a message."""
     entries = iter(readers.items())
     while part := dict(islice(entries, _MOST_IN_ONE)):
         yield part

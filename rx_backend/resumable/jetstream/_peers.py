@@ -1,4 +1,4 @@
-"""What processes tell each other about answers: how far their readers are, and stops."""
+"""Exchange between processes about answers: positions of readers, and stops."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ("Peers",)
 
-# How often the positions of readers are looked at.
+# How often the positions of readers are checked.
 _TICK_S: Final = 0.05
 _IDLE_S: Final = 1.0
-# A process asks so often, within the time after which one that is silent counts as gone.
+# How often a process calls another within the time after which a silent one counts as gone.
 _CALLS_PER_LEASE: Final = 4
 
 
@@ -41,11 +41,11 @@ class Peers:
     """
     The other processes.
 
-    One task looks at the answers that are followed here. It tells the processes that write them
-    where their readers are, and whether to stop; by the replies it knows that these are alive.
+    One task checks the answers that are followed here. It sends the writing processes the positions
+    of their readers and stops; replies show that those processes are alive.
 
     Attributes:
-        process: The random name of this one.
+        process: The random name of this process.
     """
 
     def __init__(self, link: Link, options: Options) -> None:
@@ -55,14 +55,14 @@ class Peers:
         self._clock = asyncio.get_running_loop().time
         self._written: dict[str, JetStreamAnswer] = {}
         self._call_s = options.lease_s / _CALLS_PER_LEASE
-        # Answers of which somebody waits to know whether the process that was asked writes them.
+        # Pending questions: an answer's id, and whether the called process writes it.
         self._asked: list[tuple[str, asyncio.Future[bool]]] = []
-        # Process and id of answers that are not followed any more.
+        # Process and id of answers that are no longer followed.
         self._gone: list[tuple[str, str]] = []
-        # With the position that its writer was told last.
+        # Followed answers, with the position last sent to the writer.
         self._followed: dict[Follower, int | None] = {}
         self._heard: dict[str, float] = {}
-        # When another process's readers of an answer were last heard of.
+        # When another process last reported readers of an answer.
         self._readers: dict[tuple[str, str], float] = {}
         self._up_since = 0.0
         self._last_tick = 0.0
@@ -73,7 +73,7 @@ class Peers:
     async def open(self) -> None:
         """Listen to other processes."""
         subject = self._options.process_subject(self.process)
-        await self._link.hear(subject, self._receive)
+        await self._link.listen(subject, self._receive)
         self._up_since = self._last_tick = self._clock()
         self._link.on_reconnect(self._came_up)
         self._task = start_task(self._run(), asyncio.get_running_loop())
@@ -82,33 +82,33 @@ class Peers:
         self._up_since = self._clock()
 
     def write(self, answer: JetStreamAnswer) -> None:
-        """Answer for *answer*, which this process writes from now on."""
+        """Record that this process writes *answer* from now on."""
         self._written[answer.id] = answer
 
     def end_writing(self, answer: JetStreamAnswer) -> None:
-        """Forget that this process writes *answer*. Idempotent."""
+        """Record that this process no longer writes *answer*. Idempotent."""
         if self._written.get(answer.id) is answer:
             del self._written[answer.id]
             for key in [key for key in self._readers if key[0] == answer.id]:
                 del self._readers[key]
 
     def follow(self, answer: Follower) -> None:
-        """Tell the process that writes *answer* of its readers here, at once and from now on."""
+        """Report the readers of *answer* here to its writer, now and from now on."""
         self._followed[answer] = None
         self._heard.setdefault(answer.writer_process, self._clock())
         self.notify()
 
     def end_following(self, answer: Follower) -> None:
-        """Forget that *answer* is followed here. Idempotent."""
+        """Record that *answer* is no longer followed here. Idempotent."""
         if self._followed.pop(answer, None) is not None:
             self._gone.append((answer.writer_process, answer.id))
             self.notify()
 
     async def send_stop(self, answer: Follower, *, kill: bool) -> bool:
         """
-        Tell the process that writes *answer* to stop it; return whether it does write it.
+        Send a stop to the writer of *answer*; return whether it does write the answer.
 
-        One that is silent for ``lease_s`` does not.
+        A process that is silent for ``lease_s`` does not.
         """
         written = asyncio.get_running_loop().create_future()
         asked = (answer.id, written)
@@ -124,7 +124,7 @@ class Peers:
             self._asked.remove(asked)
 
     def notify(self) -> None:
-        """Look at the answers now."""
+        """Check the answers now."""
         self._wake.set()
 
     async def _run(self) -> None:
@@ -143,7 +143,7 @@ class Peers:
 
     async def _tick(self, now: float) -> None:
         if not self._link.is_up or now - self._last_tick > self._options.lease_s / 2:
-            # Whoever could not be heard is not counted as silent: this process may have stood still.
+            # This process may have been blocked or offline, so silence before now does not count.
             self._up_since = now
         self._last_tick = now
         if not self._link.is_up:
@@ -242,7 +242,7 @@ class Peers:
                 answer.writer_at(reply.sequences[answer.id])
 
     async def aclose(self) -> None:
-        """Call nobody any more; the link's end is that of what is heard. Idempotent."""
+        """Stop calling; closing the link ends the subscription. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Writing an answer: what an engine makes is handed out once JetStream has it."""
+"""Writing an answer: items of an engine are handed out once JetStream has them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ("Producer",)
 
 class Producer:
     """
-    Items of one stream, handed out after they were appended to the answer's log.
+    Items of one stream, handed out after being appended to the answer's log.
 
-    A task pulls the stream while an item is wanted. While JetStream has not acknowledged an entry,
-    further items are pulled, at most *batch_items*; they make the next entry.
+    A task pulls the stream while an item is wanted. While an entry's acknowledgement is pending, at
+    most *batch_items* further items are pulled; they form the next entry.
 
     Args:
-        log: Where the items are appended.
+        log: The answer's log.
         stream: The stream; closed by :meth:`aclose`.
         prepare: Applied to each item.
-        batch_items: How many items an entry holds at most.
+        batch_items: The maximum number of items in an entry.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Producer:
 
         Raises:
             Fenced: Another process writes the answer now.
-            BackendError: JetStream refuses an entry.
+            BackendError: JetStream rejects an entry.
         """
         if not self._acknowledged and not self._is_over:
             await self._append()
         return self._acknowledged.popleft() if self._acknowledged else None
 
     async def _append(self) -> None:
-        """Append what was pulled, and at the end that it is the end."""
+        """Append the pulled items, marked if they are the last."""
         if self._task is None:
             self._task = start_task(self._pull(), self._stream.event_loop)
         self._wanted.set()

@@ -1,4 +1,4 @@
-"""The readers that an answer has in other processes."""
+"""An answer's readers in other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RemoteReaders:
     """
     A mark in the shared stream for the fastest reader of each other process.
 
-    A reader elsewhere may have items that were not yet taken here; its mark is moved as they are.
+    A reader elsewhere may be ahead of the shared stream here; its mark follows as items are pulled.
     """
 
     def __init__(self) -> None:
@@ -29,24 +29,24 @@ class RemoteReaders:
         self.catch_up()
 
     def moved(self, process: str, position: int) -> None:
-        """Note that the fastest reader of *process* is at *position*."""
+        """Record that the fastest reader of *process* is at *position*."""
         self._positions[process] = position
         self._move(process)
 
     def left(self, process: str) -> None:
-        """Note that *process* has no reader any more. Idempotent."""
+        """Record that *process* has no readers any more. Idempotent."""
         self._positions.pop(process, None)
         mark = self._marks.pop(process, None)
         if mark is not None:
             mark.close()
 
     def item_taken(self) -> None:
-        """Move the marks that wait for an item, once the shared stream has it."""
+        """Move marks that are ahead, once the shared stream has the item."""
         if self._marks:
             asyncio.get_running_loop().call_soon(self.catch_up)
 
     def catch_up(self) -> None:
-        """Move all marks to where their readers are."""
+        """Move all marks to their readers' positions."""
         for process in self._positions:
             self._move(process)
 
@@ -57,7 +57,7 @@ class RemoteReaders:
         position = min(self._positions[process], shared.head)
         mark = self._marks.get(process)
         if mark is None or position < mark.position:
-            # The fastest one has left, and a slower one is the fastest now.
+            # The fastest reader has left, and a slower one is now the fastest.
             self._marks[process] = shared.mark(position)
             if mark is not None:
                 mark.close()
@@ -65,6 +65,6 @@ class RemoteReaders:
             mark.advance(position)
 
     def close(self) -> None:
-        """Take away all marks."""
+        """Remove all marks."""
         for process in list(self._positions):
             self.left(process)

@@ -1,4 +1,4 @@
-"""What the answers of one process have in common."""
+"""The state shared by the answers of one process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ("Site",)
 @dataclass(frozen=True, slots=True)
 class Site:
     """
-    What all answers of one process share.
+    The state shared by all answers of one process.
 
     Attributes:
-        adapter: Makes answers.
+        adapter: Produces answers.
         link: The connection to NATS.
         peers: The other processes.
         options: The options of the source.

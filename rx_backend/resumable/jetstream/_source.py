@@ -1,4 +1,4 @@
-"""Where answers on several machines are begun and found."""
+"""The source of answers that are stored in JetStream."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _TIDY_S: Final = 1.0
 
 class JetStreamSource:
     """
-    Answers that any process can hand out and continue, for :class:`ResumableStreams`.
+    Answers that any process can serve and continue, for :class:`ResumableStreams`.
 
     Each answer is written to a JetStream stream, and items are handed out once they are stored
-    there. Any process with the same *name* finds it by its id, follows it, and continues it on an
-    engine of its own if the process that made it is gone. It is an asynchronous context manager;
-    close it behind the ``ResumableStreams`` that use it::
+    there. Any process with the same *name* finds it by its id, follows it, and continues it on its
+    own engine if the process that wrote it is gone. It is an asynchronous context manager; close it
+    after the ``ResumableStreams`` that use it::
 
         async with (
             JetStreamSource(adapter, "nats://localhost:4222") as source,
@@ -43,27 +43,28 @@ class JetStreamSource:
             ...
 
     Args:
-        adapter: Makes answers, and continues those of other processes.
+        adapter: Produces answers, and continues those of other processes.
         servers: URLs of NATS servers with JetStream.
         name: Name of the JetStream stream, which is created if it is missing, and prefix of the
             subjects ``<name>.<id>`` and ``<name>-processes.<process>``.
-        replicas: On how many servers the stream is stored, 1 to 5; used when it is created.
-        max_age_s: After how many seconds an item is removed, also where nobody did it before; longer
-            than any answer takes. Used when the stream is created.
-        max_bytes: How much the stream may store. When it is full no answer is begun, and those under
-            way fail. Used when the stream is created.
+        replicas: On how many servers the stream is stored, 1 to 5. Used when it is created.
+        max_age_s: After how many seconds an item is removed in any case; must exceed the duration
+            of any answer. Used when the stream is created.
+        max_bytes: How much the stream may store. When it is full no answer is started, and running
+            ones fail. Used when the stream is created.
         lease_s: After how many seconds of silence a process counts as gone.
-        keep_s: How long an answer can be found after its end, in seconds.
-        max_takeovers: How often one answer is taken over from a process that is gone; then it fails.
-            An answer that kills its process would kill the others as well.
-        batch_items: How many items wait at most while JetStream stores those before; so many more
-            than ``max_ahead`` the engine can be ahead.
-        timeout_s: How long NATS may take to connect, to begin an answer and to find one.
-        connect: Further arguments of ``nats.connect``: ``user`` and ``password``, ``token``,
+        keep_s: How long an answer is available after its end, in seconds.
+        max_takeovers: How often one answer may be taken over from a dead process; then it fails.
+            This stops an answer that crashes its process from crashing all others.
+        batch_items: How many items may wait while JetStream stores the previous batch; the engine
+            may be ahead by this many in addition to ``max_ahead``.
+        timeout_s: How long NATS may take to connect, to start an answer and to find one, in
+            seconds.
+        connect: Further arguments for ``nats.connect``: ``user`` and ``password``, ``token``,
             ``user_credentials``, ``nkeys_seed``, ``tls``.
 
     Raises:
-        InvalidArgument: An argument does not fit; names it.
+        InvalidArgument: An argument is invalid; names it.
     """
 
     def __init__(
@@ -110,13 +111,13 @@ class JetStreamSource:
         Connect to NATS, and create the stream if it is missing.
 
         Raises:
-            CannotConnect: No server with JetStream answers within ``timeout_s``, or lets the user in;
-                or there are fewer than ``replicas``.
-            InvalidArgument: The stream is there, with a configuration that would lose items; or an
-                option of *connect* does not fit.
+            CannotConnect: Within ``timeout_s`` no server with JetStream responds and accepts the
+                user, or there are fewer than ``replicas``.
+            InvalidArgument: The stream exists with a configuration that would lose items, or an
+                option of *connect* is invalid.
         """
         if self._site is not None:
-            raise RuntimeError("the source is open already")
+            raise RuntimeError("the source is already open")
         link = Link(self._servers, self._options)
         await link.open()
         peers = Peers(link, self._options)
@@ -136,12 +137,12 @@ class JetStreamSource:
         self, id: str, request: PreprocessedRequest, context: RequestContext, owner: str | None
     ) -> JetStreamAnswer:
         """
-        Begin the answer to *request* under the stream id *id*.
+        Start the answer to *request* under the stream id *id*.
 
         Raises:
-            BackendError: As ``EngineAdapter.generate``; nothing is left then.
+            BackendError: As for ``EngineAdapter.generate``; nothing remains.
             CannotConnect: NATS has not stored the request within ``timeout_s``.
-            InvalidArgument: The id or the request cannot be stored.
+            InvalidArgument: The id or the request can't be stored.
         """
         site = self._opened()
         subject = self._options.subject(id)
@@ -166,7 +167,7 @@ class JetStreamSource:
             await answer.aclose()
             await stream.aclose()
             if isinstance(error, TimeoutError):
-                raise CannotConnect("NATS did not answer: the request was not stored") from error
+                raise CannotConnect("NATS did not respond: the request was not stored") from error
             raise
         return answer
 
@@ -175,7 +176,7 @@ class JetStreamSource:
         Return the stream *id*, from its beginning; None if there is none.
 
         Raises:
-            CannotConnect: NATS does not answer within ``timeout_s``.
+            CannotConnect: NATS does not respond within ``timeout_s``.
         """
         site = self._opened()
         subject = self._options.subject(id)
@@ -209,7 +210,7 @@ class JetStreamSource:
                 try:
                     await link.purge(self._ended[0][1])
                 except BackendError as error:
-                    # Later, or else when it is too old.
+                    # Retried later; otherwise `max_age_s` removes it.
                     _log.debug("answer was not removed", **describe(error))
                     break
                 self._ended.popleft()

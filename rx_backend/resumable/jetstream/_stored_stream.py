@@ -1,4 +1,4 @@
-"""The JetStream stream that all answers are in, and what JetStream refuses."""
+"""The JetStream stream of all answers, and JetStream's errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rx_backend.resumable.jetstream._options import Options
 
 __all__ = ("ensure_stream", "is_full", "refused")
 
-# Numbers of JetStream's errors; the rest of those that are told here have a class.
+# JetStream's error codes that have no exception class.
 _TOO_LARGE: Final = 10054
 _FULL: Final = {10023, 10028, 10047, 10077}
 _NO_CLUSTER: Final = 10074
@@ -25,20 +25,20 @@ _TOO_FEW_SERVERS: Final = 10005
 
 async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
     """
-    Create the stream unless it is there.
+    Create the stream if it is missing.
 
     Raises:
-        CannotConnect: The server has no JetStream, or no room for the stream, or there are not so
-            many servers as it should be stored on.
-        InvalidArgument: The stream is there, with a configuration that would lose items; or it
-            should be stored on several servers, and there is one.
+        CannotConnect: The server has no JetStream or no room for the stream, or there are fewer
+            servers than replicas.
+        InvalidArgument: The stream exists with a configuration that would lose items, or several
+            replicas are wanted of a single server.
         BackendError: The server does not allow it.
     """
     wanted = StreamConfig(
         name=options.name,
         subjects=[f"{options.name}.*"],
         retention=RetentionPolicy.LIMITS,
-        # With "old", an answer that is under way would lose its beginning.
+        # With "old", a running answer would lose its beginning.
         discard=DiscardPolicy.NEW,
         max_msgs_per_subject=-1,
         no_ack=False,
@@ -46,7 +46,7 @@ async def ensure_stream(jetstream: JetStreamContext, options: Options) -> None:
         num_replicas=options.replicas,
         max_age=options.max_age_s,
         max_bytes=options.max_bytes,
-        # Sequences keep out what comes twice; ids to do it would cost the server memory.
+        # Expected sequence numbers prevent duplicates; message ids would cost the server memory.
         duplicate_window=1.0,
     )
     try:
@@ -63,12 +63,12 @@ def _not_created(error: nats.errors.Error, options: Options) -> BackendError:
     number = error.err_code if isinstance(error, APIError) else None
     if number == _NO_CLUSTER:
         return InvalidArgument(
-            f"replicas: expected 1 for a server that is in no cluster, got {options.replicas}"
+            f"replicas: expected 1 for a server outside a cluster, got {options.replicas}"
         )
     if number == _TOO_FEW_SERVERS:
         return CannotConnect(
-            f"replicas: expected {options.replicas} servers with JetStream or more in the cluster "
-            f"that are up and have room for stream {options.name!r}, and there are less"
+            f"replicas: expected at least {options.replicas} running servers with JetStream in the "
+            f"cluster and with room for stream {options.name!r}, but there are fewer"
         )
     return refused(error, f"stream {options.name!r}")
 
@@ -77,7 +77,7 @@ async def _created(jetstream: JetStreamContext, wanted: StreamConfig) -> StreamI
     try:
         return await jetstream.add_stream(wanted)  # pyright: ignore[reportUnknownMemberType]
     except BadRequestError:
-        # Perhaps another process was quicker, with other bounds.
+        # Perhaps another process was faster, with other limits.
         try:
             return await jetstream.stream_info(str(wanted.name))
         except NotFoundError:
@@ -92,12 +92,12 @@ def _check(info: StreamInfo, wanted: StreamConfig) -> None:
         needs: Any = getattr(wanted, field)
         if has != needs:
             raise InvalidArgument(
-                f"the JetStream stream {wanted.name!r} is there already, with {field} {has!r}: "
+                f"the JetStream stream {wanted.name!r} already exists with {field} {has!r}: "
                 f"expected {needs!r}"
             )
     if (found.num_replicas or 1) < (wanted.num_replicas or 1):
         _log.warning(
-            "the JetStream stream is there already, with less replicas",
+            "the JetStream stream already exists, with fewer replicas",
             stream=wanted.name,
             replicas=found.num_replicas,
             wanted=wanted.num_replicas,
@@ -105,15 +105,15 @@ def _check(info: StreamInfo, wanted: StreamConfig) -> None:
 
 
 def is_full(error: Exception) -> bool:
-    """Return whether JetStream has no room; it has the class of what is over soon."""
+    """Return whether JetStream is full, which has the same class as temporary errors."""
     return isinstance(error, APIError) and error.err_code in _FULL
 
 
 def refused(error: Exception, what: str) -> BackendError:
-    """Return a refusal of JetStream's as a typed error; *what* was to be done to what."""
+    """Return JetStream's rejection of the operation *what* as a typed error."""
     if not isinstance(error, APIError):
-        return CannotConnect(f"{what}: no JetStream answers: {error}")
-    text = f"{what}: {error.description or 'no JetStream answers'}"
+        return CannotConnect(f"{what}: JetStream does not respond: {error}")
+    text = f"{what}: {error.description or 'JetStream does not respond'}"
     if is_full(error):
         return StreamFull(text)
     if error.err_code == _TOO_LARGE:

@@ -207,7 +207,7 @@ async def test_health_check_payload_is_a_request_that_works(make: Make) -> None:
         (SampleEngine, "default_max_tokens", 1.5, "a whole number"),
         (SampleEngine, "default_max_tokens", True, "a whole number"),
         (SampleEngine, "vocab_size", 0, "a whole number, 1 or more, got 0"),
-        (SampleEngine, "model", " ", "a text that is not blank, got ' '"),
+        (SampleEngine, "model", " ", "a non-blank string, got ' '"),
         (SampleEngine, "mode", "sideways", "one of agg, prefill, decode, got 'sideways'"),
         (SimulatedEngine, "max_batch", 0, "a whole number of requests, 1 or more, got 0"),
         (SimulatedEngine, "step_ms", -1, "a number of ms, 0 or more, got -1"),
@@ -217,7 +217,7 @@ async def test_health_check_payload_is_a_request_that_works(make: Make) -> None:
         (SimulatedEngine, "kv_tokens", 0, "a whole number of tokens, 1 or more, got 0"),
         (SimulatedEngine, "error_rate", 1.5, "a number from 0 to 1, got 1.5"),
         (SimulatedEngine, "error_rate", "often", "a number from 0 to 1, got 'often'"),
-        (SimulatedEngine, "model", "", "a text that is not blank"),
+        (SimulatedEngine, "model", "", "a non-blank string"),
         (SimulatedEngine, "mode", "sideways", "one of agg, prefill, decode"),
     ],
 )

@@ -132,7 +132,7 @@ WRONG_TEXTS: list[tuple[str, Callable[[Any], object]]] = [
 def test_what_is_no_text_is_refused(name: str, wrong: Callable[[Any], object]) -> None:
     """Where it is given, not where the picture is shown; and nothing is noted."""
     timeline = Timeline()
-    with pytest.raises(TypeError, match=rf"Timeline: {name}: expected a text, got "):
+    with pytest.raises(TypeError, match=rf"Timeline: {name}: expected a string, got "):
         wrong(timeline)
     assert timeline.entries == []
 

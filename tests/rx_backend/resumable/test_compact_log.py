@@ -216,7 +216,9 @@ def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
 
 def test_what_is_no_item_is_refused() -> None:
     """A pipeline whose items are of another type is told so."""
-    with pytest.raises(InvalidArgument, match="hold Annotated items; the pipeline yielded str"):
+    with pytest.raises(
+        InvalidArgument, match="expected Annotated items for a resumable stream, got str"
+    ):
         CompactLog(ROOMY).append("text")  # type: ignore[arg-type]
 
 

@@ -142,7 +142,7 @@ async def test_items_of_another_type_are_refused() -> None:
     adapter, engine = adapter_of()
     async with ResumableStreams(adapter.with_operators(as_text())) as streams:  # type: ignore[arg-type]
         reader = await streams.start(REQUEST)
-        with pytest.raises(InvalidArgument, match="hold Annotated items"):
+        with pytest.raises(InvalidArgument, match="expected Annotated items"):
             await anext(reader)
         await turns()
         assert engine.closed == 1
@@ -181,7 +181,7 @@ async def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
                 await streams.start(REQUEST)
         with pytest.raises(InvalidArgument, match="request: expected a PreprocessedRequest"):
             await streams.start("please")  # type: ignore[arg-type]
-        with pytest.raises(InvalidArgument, match="owner: expected a text, got 7"):
+        with pytest.raises(InvalidArgument, match="owner: expected a string, got 7"):
             await streams.start(REQUEST, owner=7)  # type: ignore[arg-type]
         assert len(streams) == 0
     assert len(spans.finished) == 2
@@ -300,12 +300,12 @@ async def test_positions_that_are_none() -> None:
     async with ResumableStreams(adapter) as streams:
         reader = await streams.start(REQUEST)
         await anext(reader)
-        with pytest.raises(PositionUnknown, match="position 2 is unknown: 1 items have come"):
+        with pytest.raises(PositionUnknown, match="position 2 is unknown: items so far: 1"):
             await streams.resume(reader.stream_id, 2)
         for wrong in (-1, 1.0, True, "1"):
             with pytest.raises(InvalidArgument, match="after: expected a whole number of items"):
                 await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
-        with pytest.raises(InvalidArgument, match="id: expected a text, got 5"):
+        with pytest.raises(InvalidArgument, match="id: expected a string, got 5"):
             await streams.resume(5)  # type: ignore[arg-type]
         await reader.aclose()
 

@@ -80,8 +80,8 @@ BAD: list[tuple[Variables, str | None, str]] = [
     ({"OTEL_TRACES_SAMPLE_RATIO": "2"}, None, "OTEL_TRACES_SAMPLE_RATIO: expected a number"),
     ({}, "ftp://me:s3cr3t@h", "4317, got 'ftp://h'"),
     ({}, "http://me:s3 cr3t@h", "4317, got 'http://h'"),
-    ({}, "localhost:4317", "endpoint: expected a URL as http://127.0.0.1:4317"),
-    ({}, "http://h:port", "endpoint: expected a URL as http://127.0.0.1:4317"),
+    ({}, "localhost:4317", "endpoint: expected a URL such as http://127.0.0.1:4317"),
+    ({}, "http://h:port", "endpoint: expected a URL such as http://127.0.0.1:4317"),
     # What the SDK refuses, in its own words; a password in an address is not among them.
     (
         {"OTEL_EXPORTER_OTLP_TIMEOUT": "5s"},
@@ -289,7 +289,7 @@ def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
 def test_an_endpoint_that_is_no_text_is_refused() -> None:
     """As one of another form is."""
     port: Any = 4317
-    with pytest.raises(InvalidArgument, match=r"endpoint: expected a URL as .*, got 4317"):
+    with pytest.raises(InvalidArgument, match=r"endpoint: expected a URL such as .*, got 4317"):
         configure(endpoint=port)
 
 

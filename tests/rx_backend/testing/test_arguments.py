@@ -112,13 +112,13 @@ REFUSED: dict[str, tuple[Callable[..., object], Options]] = {
     ),
     "record": (
         record,
-        [("stream", ("-a|", 7, None), "Observable"), ("drop", NO_TEXT, "a text")],
+        [("stream", ("-a|", 7, None), "Observable"), ("drop", NO_TEXT, "a string")],
     ),
     "expect": (
         expect,
         [
             ("stream", ("-a|", 7, None), "Observable"),
-            ("result", NO_TEXT, "a text"),
+            ("result", NO_TEXT, "a string"),
             ("error", NO_ERROR, FAILURE),
         ],
     ),
@@ -126,8 +126,8 @@ REFUSED: dict[str, tuple[Callable[..., object], Options]] = {
         asserted,
         [
             ("operator", NO_FUNCTION, "a function"),
-            ("source", NO_TEXT, "a text"),
-            ("result", NO_TEXT, "a text"),
+            ("source", NO_TEXT, "a string"),
+            ("result", NO_TEXT, "a string"),
             ("values", NO_MAPPING, MAPPING),
             ("error", NO_ERROR, "Exception or None"),
             ("result_error", NO_ERROR, FAILURE),
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[..., object], Options]] = {
     "parse_marbles": (
         lambda **options: parse_marbles(**{"line": "-a|", **options}),
         [
-            ("line", NO_TEXT, "a text"),
+            ("line", NO_TEXT, "a string"),
             ("values", NO_MAPPING, MAPPING),
             ("error", NO_ERROR, FAILURE),
         ],

@@ -140,8 +140,8 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         (f"{ENGINE} --pipeline rx_backend:__name__", "expected a Pipeline, or a function"),
         (f"{ENGINE} --pipeline no_such:pipeline", "no_such:pipeline: no module named 'no_such'"),
         (f"{ENGINE} --engine-arg size=1", "CountingEngine: no argument size; it takes none"),
-        (f"{ENGINE} --size 1", "--size 1; an engine's own are given as --engine-arg"),
-        (f"{ENGINE} -- --size 1", "it has no from_args for what follows --: --size 1"),
+        (f"{ENGINE} --size 1", "--size 1; pass an engine's own arguments as --engine-arg"),
+        (f"{ENGINE} -- --size 1", "expected a method from_args for arguments after --: --size 1"),
         (f"{ENGINE} --tokenizer .", "tokenizer: expected a folder with config.json"),
         (f"{ENGINE} --tokenizer . --model-path .", "--model-path: no effect"),
         (f"{ENGINE} --tool-call-parser guess", "tool_call_parser: expected one of"),
@@ -156,7 +156,7 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         ("dynamo json.tool.x", "no module named 'json.tool.x'"),
         ("dynamo --pipeline nowhere:x json", "no module named 'nowhere'"),
         ("dynamo", "required: module"),
-        ("frontend -- --size 1", "-- has no meaning here"),
+        ("frontend -- --size 1", "--: this command takes no engine arguments"),
     ],
 )
 def test_what_cannot_be_used_ends_the_command(
@@ -185,10 +185,10 @@ def test_the_health_check_s_request_may_be_in_a_file(tmp_path: Path) -> None:
 SERVING = (f"serve {ENGINE}", "frontend")
 EXPORTING = (*SERVING, "dynamo json.tool", "run --limit 1 --no-plot")
 BAD_VARIABLES: list[tuple[str, str, tuple[str, ...], str]] = [
-    ("RX_BACKEND_OTLP", "nowhere", EXPORTING, "expected a URL as http://127.0.0.1:4317"),
+    ("RX_BACKEND_OTLP", "nowhere", EXPORTING, "expected a URL such as http://127.0.0.1:4317"),
     ("OTEL_TRACES_EXPORTER", "oltp", EXPORTING, "expected console, none, otlp"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", EXPORTING, "expected one of grpc, http/protobuf"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", EXPORTING, "expected a URL as http://"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", EXPORTING, "expected a URL such as http://"),
     ("OTEL_EXPORT_ENABLED", "maybe", EXPORTING, "expected true or false, got 'maybe'"),
     ("DYN_LOGGING_JSONL", "maybe", SERVING, "expected true or false, got 'maybe'"),
     ("DYN_TCP_RESPONSE_STREAM_PORT", "9" * 5000, SERVING, "expected a port from 0 to 65535"),
@@ -201,7 +201,7 @@ BAD_VARIABLES: list[tuple[str, str, tuple[str, ...], str]] = [
         "DYN_HEALTH_CHECK_PAYLOAD",
         "@none",
         SERVING[:1],
-        "of a file with one: [Errno 2] No such file",
+        "of a file that contains one: [Errno 2] No such file",
     ),
 ]
 

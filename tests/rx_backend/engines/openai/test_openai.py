@@ -242,7 +242,7 @@ async def test_a_server_that_wants_a_key() -> None:
     server.handle = forbidden
     async with server.running():
         engine = OpenAIEngine(server.url)
-        with pytest.raises(InvalidArgument, match="401: give the key by api_key_env"):
+        with pytest.raises(InvalidArgument, match="401: pass the key by api_key_env"):
             await engine.start(0)
         client = OpenAIClient(server.url, {}, 1.0)
         await client.open()
@@ -402,7 +402,7 @@ def test_a_server_of_text_needs_a_tokenizer() -> None:
     """For the prompt; the start says so."""
     server = ScriptedServer(models=[{"id": "m"}], pages={"/api/version": {"version": "0.1"}})
     with pytest.raises(
-        InvalidArgument, match=r"\(ollama\) takes text prompts only: give tokenizer"
+        InvalidArgument, match=r"\(ollama\) accepts only text prompts: pass tokenizer"
     ):
         asyncio.run(ask(server=server))
 
@@ -816,9 +816,12 @@ async def test_cleanup_ends_open_streams(begun: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"base_url": "localhost:8000"}, r"base_url must be like http://host:8000/v1"),
-        ({"base_url": "http://me:secret@host"}, r"base_url has a password: .* api_key_env$"),
-        ({"server": "mine"}, "server must be one of vllm, sglang, llama-server"),
+        ({"base_url": "localhost:8000"}, r"base_url: expected a URL such as http://host:8000/v1"),
+        (
+            {"base_url": "http://me:secret@host"},
+            r"base_url: expected a URL without a password; .* api_key_env$",
+        ),
+        ({"server": "mine"}, "server: expected one of vllm, sglang, llama-server"),
         ({"lost_after_s": -1}, "lost_after_s: expected a number of seconds, 0 or more"),
         ({"max_event_bytes": 0}, "max_event_bytes: expected a whole number of bytes, 1 or more"),
         ({"tokenizer": "/no/such/folder"}, "tokenizer: there is no file"),

@@ -168,7 +168,7 @@ async def test_items_of_another_type_are_refused(nats: NatsServer) -> None:
     ):
         (item,) = [item async for item in reader]
     assert isinstance(item.error, InvalidArgument)
-    assert "hold Annotated items; the pipeline yielded str" in item.error.message
+    assert "expected Annotated items for a resumable stream, got str" in item.error.message
 
 
 @real_time

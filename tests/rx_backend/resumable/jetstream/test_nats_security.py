@@ -89,7 +89,7 @@ async def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, 
         assert isinstance(error, CannotConnect)
         assert error.message == (
             f"NATS at {server.url}: authorization failed: "
-            "the server refuses the user, password, token or key"
+            "the server rejects the user, password, token or key"
         )
 
 
