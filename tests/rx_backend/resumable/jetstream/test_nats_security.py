@@ -105,7 +105,7 @@ async def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> Non
                 server.kill()
                 await until(lambda: any("lost" in line["event"] for line in logs))
                 server.start(USER)
-                await until(lambda: any("again" in line["event"] for line in logs))
+                await until(lambda: any("restored" in line["event"] for line in logs))
                 async with await here.start(request(5)) as reader:
                     assert tokens([item async for item in reader]) == expected(5)
             server.kill()
