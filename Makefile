@@ -34,7 +34,7 @@ test: venv ## all checks, three at a time: lint, tests, also on other Pythons an
 	wait $$cluster && cluster=test-cluster || cluster=; \
 	wait $$engines && engines=test-engines || engines=; \
 	wait $$browser && browser=test-browser || browser=; \
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
+	$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target \
 		unit test-pythons $$cluster lint $$engines unit-next package $$browser check-site
 
 lint: venv ## style, types and layers
