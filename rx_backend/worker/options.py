@@ -28,6 +28,7 @@ _Type: TypeAlias = Callable[[str], Any]
 
 _TRUE, _FALSE = {"1", "true", "on", "yes"}, {"0", "false", "off", "no"}
 _SCHEME = "dyn://"
+_PIPELINE = "module:name of a pipeline, or of a function that returns one from a scope"
 
 
 class FrontendOptions(argparse.Namespace):
@@ -114,8 +115,7 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     add("--component", "DYN_COMPONENT", None, part, "second part (backend, or prefill)")
     endpoint = _checked(f"a name or {_SCHEME}namespace.component.endpoint", _endpoint)
     add("--endpoint", "DYN_ENDPOINT", "generate", endpoint, f"third part, or {_SCHEME} with all")
-    pipeline = "module:name of a pipeline, or of a function that returns one from a scope"
-    add("--pipeline", "RX_BACKEND_PIPELINE", None, str, pipeline)
+    add("--pipeline", "RX_BACKEND_PIPELINE", None, str, _PIPELINE)
     model = "the engine's model; the tokenizer's folder if the engine has no model_path argument"
     add("--model-path", "DYN_MODEL_PATH", None, str, model)
     tokenizer = "folder or GGUF file with the tokenizer (the model's own, else a made-up one)"
@@ -137,8 +137,7 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
 def add_dynamo_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``rx-backend dynamo``; arguments after the module are its own."""
     add = parser.add_argument
-    pipeline = "module:name of a pipeline, or of a function that returns one from a scope"
-    add("--pipeline", metavar="module:name", help=pipeline)
+    add("--pipeline", metavar="module:name", help=_PIPELINE)
     mode = "the worker's role, as in its own arguments: agg, prefill or decode (agg)"
     add("--mode", choices=("agg", "prefill", "decode"), default="agg", metavar="MODE", help=mode)
     add_otlp_flag(parser)
