@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -184,12 +185,26 @@ def _running(
         served.ended()
 
 
+_CLAIMS: deque[socket.socket] = deque()
+
+
 def free_port(low: int = 20_000, high: int = 32_768) -> int:
-    """A port that nobody uses, below those that the system gives out (and within an i16)."""
+    """
+    Return a port that nobody uses, below those that the system assigns (and within an i16).
+
+    Its server binds it seconds later, so the UDP port of the same number is held meanwhile: other
+    test processes, and later calls, then choose another.
+    """
     for port in random.sample(range(low, high), 100):
-        with socket.socket() as probe, suppress(OSError):
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        with suppress(OSError), socket.socket() as probe:
+            claim.bind(("127.0.0.1", port))
             probe.bind(("127.0.0.1", port))
+            _CLAIMS.append(claim)
+            if len(_CLAIMS) > 50:
+                _CLAIMS.popleft().close()
             return port
+        claim.close()
     raise AssertionError("no free port")
 
 
