@@ -13,12 +13,12 @@ class AbortStep(Enum):
 
     Attributes:
         REQUESTED: The stop signal has come.
-        MADE: The abort was called at once.
-        MADE_DEFERRED: The abort was called after waiting for the first token.
+        CALLED_IMMEDIATELY: The abort was called at once.
+        CALLED_AFTER_DEFERRAL: The abort was called after waiting for the first token.
         SUPPRESSED: The stream ended before its first token, so the abort is not called.
     """
 
     REQUESTED = "requested"
-    MADE = "immediate"
-    MADE_DEFERRED = "deferred"
+    CALLED_IMMEDIATELY = "immediate"
+    CALLED_AFTER_DEFERRAL = "deferred"
     SUPPRESSED = "suppressed"

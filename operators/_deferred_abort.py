@@ -78,7 +78,7 @@ def deferred_abort(
     stop: Observable[Any] | None = None,
     notified: Observable[Any] | None = None,
     defer: bool = True,
-    end_of_turn: Callable[[Callable[[], None]], object] | None = None,
+    call_soon: Callable[[Callable[[], None]], object] | None = None,
     on_step: Callable[[AbortStep], None] | None = None,
     scope: StreamScope | None = None,
 ) -> Hooks[Any, Any]:
@@ -102,8 +102,9 @@ def deferred_abort(
         stop: Emits when the request is to be aborted; may be a latched signal.
         notified: Emits when the first token is known to exist before its chunk arrives.
         defer: Whether to wait for the first token (row A3).
-        end_of_turn: Calls a function at the end of the event loop's iteration. With it, a first
-            token that is notified in the same iteration as a drop still wins (row A5).
+        call_soon: Calls a function in the event loop's next iteration, as ``loop.call_soon`` does.
+            With it, a first token that is notified in the same iteration as a drop still wins (row
+            A5).
         on_step: Called with each step of the abort; must not raise.
         scope: The scope of the stream; filled in by a pipeline.
 
@@ -130,11 +131,11 @@ def deferred_abort(
         stop = stop or scope.stopped
         notified = notified or scope.first_token
         defer = defer and notified is not None
-        end_of_turn = end_of_turn or scope.end_of_turn
+        call_soon = call_soon or scope.call_soon
         on_step = on_step or scope.abort_step
     if abort is None or stop is None:
         raise TypeError("deferred_abort: expected abort and stop, or the scope of a pipeline")
-    return _Gate(_Parts(abort, on_step or _ignore, end_of_turn), stop, notified, is_open=not defer)
+    return _Gate(_Parts(abort, on_step or _ignore, call_soon), stop, notified, is_open=not defer)
 
 
 class _Parts(NamedTuple):
@@ -142,7 +143,7 @@ class _Parts(NamedTuple):
 
     abort: Callable[[], None]
     abort_step: Callable[[AbortStep], None]
-    end_of_turn: Callable[[Callable[[], None]], object] | None
+    call_soon: Callable[[Callable[[], None]], object] | None
 
 
 def _ignore(_: AbortStep) -> None: ...
@@ -228,8 +229,8 @@ class _Cancellation(Enum):
     """
 
     NONE = auto()
-    OF_THIS_TURN = auto()
-    OF_AN_EARLIER_TURN = auto()
+    IN_THIS_ITERATION = auto()
+    IN_AN_EARLIER_ITERATION = auto()
     DROPPED_THE_STREAM = auto()
 
 
@@ -260,7 +261,7 @@ class _Abort:
         self._notified = notified
         self._waits = _Waits.FIRST_TOKEN
         self._cancellation = _Cancellation.NONE
-        self._step = AbortStep.MADE
+        self._step = AbortStep.CALLED_IMMEDIATELY
         self.opened: Subject[Any] = Subject()
         self._closed: Subject[Any] = Subject()
 
@@ -275,15 +276,15 @@ class _Abort:
         elif self._notified is not None:
             notified = self._notified.pipe(ops.take_until(self._closed))
             notified.subscribe(self.opened.on_next)
-        self._step = AbortStep.MADE_DEFERRED
+        self._step = AbortStep.CALLED_AFTER_DEFERRAL
 
     def interrupt(self, *, interrupted: bool) -> None:
         """Hold the abort back while a cancellation passes through the engine."""
         if interrupted:
-            self._cancellation = _Cancellation.OF_THIS_TURN
-            if self._parts.end_of_turn is not None:
+            self._cancellation = _Cancellation.IN_THIS_ITERATION
+            if self._parts.call_soon is not None:
                 # Before the engine's clean-up starts, perhaps in a task of the next iteration.
-                self._parts.end_of_turn(self._end_turn)
+                self._parts.call_soon(self._end_iteration)
             return
         self._cancellation = _Cancellation.NONE
         if self._waits is _Waits.CANCELLATION:
@@ -291,26 +292,26 @@ class _Abort:
 
     def end(self, *, dropped: bool) -> None:
         """Allow no abort from here on; a first token in this iteration still wins over a drop."""
-        end_of_turn = self._parts.end_of_turn
-        if not dropped or end_of_turn is None:
+        call_soon = self._parts.call_soon
+        if not dropped or call_soon is None:
             self._close()
-        elif self._cancellation is _Cancellation.OF_THIS_TURN:
+        elif self._cancellation is _Cancellation.IN_THIS_ITERATION:
             self._cancellation = _Cancellation.DROPPED_THE_STREAM
         else:
             try:
-                end_of_turn(self._close_behind_turn)
+                call_soon(self._close_after_iteration)
             except RuntimeError:
                 # The event loop is closed: there is no further iteration.
                 self._close()
 
-    def _end_turn(self) -> None:
+    def _end_iteration(self) -> None:
         """Record that the iteration in which a cancellation came is over."""
         if self._cancellation is _Cancellation.DROPPED_THE_STREAM:
-            self._close_behind_turn()
-        elif self._cancellation is _Cancellation.OF_THIS_TURN:
-            self._cancellation = _Cancellation.OF_AN_EARLIER_TURN
+            self._close_after_iteration()
+        elif self._cancellation is _Cancellation.IN_THIS_ITERATION:
+            self._cancellation = _Cancellation.IN_AN_EARLIER_ITERATION
 
-    def _close_behind_turn(self) -> None:
+    def _close_after_iteration(self) -> None:
         """Close, unless the first token was notified in this iteration, from any thread."""
         if self._notified is not None:
             self._notified.subscribe(self.opened.on_next).dispose()
@@ -322,7 +323,10 @@ class _Abort:
             self._parts.abort_step(AbortStep.SUPPRESSED)
 
     def _fire(self, _: Any) -> None:
-        if self._cancellation in {_Cancellation.OF_THIS_TURN, _Cancellation.OF_AN_EARLIER_TURN}:
+        if self._cancellation in {
+            _Cancellation.IN_THIS_ITERATION,
+            _Cancellation.IN_AN_EARLIER_ITERATION,
+        }:
             self._waits = _Waits.CANCELLATION
             return
         self._waits = _Waits.NOTHING

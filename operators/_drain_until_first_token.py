@@ -162,7 +162,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
         self._is_draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._notice: abc.DisposableBase | None = None
-        drains.hold(self)
+        drains.pin(self)
 
     async def __anext__(self) -> Any:
         if self._is_settled:
@@ -187,7 +187,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
     def _settle(self) -> None:
         """Stop waiting for the first token."""
         self._is_settled = True
-        self._drains.release(self)
+        self._drains.unpin(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._notice is not None:
@@ -236,7 +236,7 @@ class _UntilFirstToken(AsyncIterator[Any]):
             self._notice = self._notified.subscribe(abort_soon)
         self._pump.demand()
         if self._pump.task is not None:
-            self._drains.own(self._pump.task, self._cut_off)
+            self._drains.track(self._pump.task, self._cut_off)
 
     def _abort_now(self) -> None:
         """Abort, once; the engine then has the grace period to end by itself."""

@@ -139,7 +139,7 @@ class HandedOut:
             self.is_known = False
         return item
 
-    def take_back(self, left: HandedOut) -> None:
+    def subtract(self, left: HandedOut) -> None:
         """Subtract the items that *left* has recorded: they were not handed out after all."""
         self.tokens -= left.tokens
         for index in left._terminals:
@@ -220,13 +220,13 @@ class OutcomeTracker:
             return bool(handed.failures) or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
 
-    def take_back(self, items: Sequence[Any]) -> None:
+    def mark_undelivered(self, items: Sequence[Any]) -> None:
         """Subtract items that a drop kept from the consumer."""
         left = self._left or HandedOut(lambda reason: reason)
         for item in items:
             left.look(item)
         if self.handed_out is not None:
-            self.handed_out.take_back(left)
+            self.handed_out.subtract(left)
         else:
             self._left = left
 

@@ -48,7 +48,7 @@ def trace_link(
     False
     """
     if scope is not None and link is None:
-        link, on_terminal = scope.trace_link, scope.hands_off
+        link, on_terminal = scope.trace_link, scope.is_prefill
     if link is None:
         return None
     return (_FirstAndTerminals if on_terminal else _First)(link)

@@ -55,7 +55,7 @@ class Drains:
         self._is_closed = False
         # The drains, and the function that cuts each off.
         self._tasks: dict[asyncio.Task[None], Callable[[], None]] = {}
-        self._held: set[object] = set()
+        self._pinned: set[object] = set()
 
     @property
     def running(self) -> int:
@@ -71,15 +71,15 @@ class Drains:
         _log.warning("the stream %s was dropped before its first token, and closed: %s", label, why)
         return False
 
-    def hold(self, stream: object) -> None:
+    def pin(self, stream: object) -> None:
         """Keep a stream alive, so that the garbage collector does not close it."""
-        self._held.add(stream)
+        self._pinned.add(stream)
 
-    def release(self, stream: object) -> None:
-        """Undo :meth:`hold`. Idempotent."""
-        self._held.discard(stream)
+    def unpin(self, stream: object) -> None:
+        """Undo :meth:`pin`. Idempotent."""
+        self._pinned.discard(stream)
 
-    def own(self, task: asyncio.Task[None], cut_off: Callable[[], None]) -> None:
+    def track(self, task: asyncio.Task[None], cut_off: Callable[[], None]) -> None:
         """Hold *task*, which drains a stream, until it is done."""
         self._tasks[task] = cut_off
         task.add_done_callback(self._tasks.pop)

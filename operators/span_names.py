@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = (
-    "ABORT_MADE",
+    "ABORT_CALLED",
     "ABORT_REQUESTED",
     "ABORT_SUPPRESSED",
     "AVG_ITL_MS",
@@ -92,5 +92,5 @@ ERROR_TYPE: Final = "error.type"
 FIRST_TOKEN: Final = "first_token"  # noqa: S105  # no password
 STOP: Final = "stop"
 ABORT_REQUESTED: Final = "abort_requested"
-ABORT_MADE: Final = "abort_made"
+ABORT_CALLED: Final = "abort_called"
 ABORT_SUPPRESSED: Final = "abort_suppressed"

@@ -110,7 +110,7 @@ class EngineCall:
             stop=context.stopped(),
             notified=context.first_token() if defers else None,
             defer=defers,
-            end_of_turn=asyncio.get_running_loop().call_soon,
+            call_soon=asyncio.get_running_loop().call_soon,
         )
         return FusedRun(chunks, [_WELL_FORMED, gate], own_context=own, enters=enters)
 

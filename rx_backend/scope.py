@@ -100,7 +100,7 @@ class RequestScope:
         return request_span.worker_trace_link(self.span)
 
     @property
-    def hands_off(self) -> bool:
+    def is_prefill(self) -> bool:
         """Whether the request continues in another worker (row T4)."""
         return self.mode.is_prefill
 
@@ -129,8 +129,8 @@ class RequestScope:
         """Start ``engine.abort`` for this request, and return at once."""
         start_abort(self._engine, self.context, self.own_context)
 
-    def end_of_turn(self, callback: Callable[[], None]) -> object:
-        """Call *callback* at the end of the event loop's iteration."""
+    def call_soon(self, callback: Callable[[], None]) -> object:
+        """Call *callback* in the event loop's next iteration."""
         return self.loop.call_soon(callback)
 
     def abort_step(self, step: AbortStep) -> None:
@@ -159,9 +159,9 @@ class RequestScope:
         """Add an event to the span, at the current time of the request's clock."""
         add_event(self.span, self.times, name, attributes)
 
-    def take_back(self, items: Sequence[Any]) -> None:
+    def mark_undelivered(self, items: Sequence[Any]) -> None:
         """Withdraw items that a drop kept from the consumer."""
-        self.outcome.take_back(items)
+        self.outcome.mark_undelivered(items)
 
     def end(self, dropped: bool) -> None:
         """Decide the outcome when the stream is over, and report it."""

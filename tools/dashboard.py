@@ -221,7 +221,7 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             what="By the option that makes them wait. A line that stays up is slow clients, or a "
             "`max_ahead` or `max_bytes` that is small for them.",
             queries={
-                "{{rx_backend_bound}}": f"sum by (rx_backend_bound) ({_RESUMABLE}_waiting)",
+                "{{rx_backend_limit}}": f"sum by (rx_backend_limit) ({_RESUMABLE}_waiting)",
             },
             unit="short",
         ),
@@ -238,13 +238,13 @@ ROWS: Final[Mapping[str, tuple[Panel, ...]]] = {
             options=_STACKED,
         ),
         Panel(
-            title="Bounds that took effect",
+            title="Limits that took effect",
             what="`linger_s` stops what nobody came back for; `max_streams` refuses or evicts; "
             "`max_bytes` drops what was read, or fails a reader that fell behind.",
             queries={
-                "{{rx_backend_bound}}: {{rx_backend_effect}}": _rate(
-                    f"{_RESUMABLE}_bounds_total",
-                    by="rx_backend_bound, rx_backend_effect",
+                "{{rx_backend_limit}}: {{rx_backend_effect}}": _rate(
+                    f"{_RESUMABLE}_limit_hits_total",
+                    by="rx_backend_limit, rx_backend_effect",
                     picked="",
                 )
             },

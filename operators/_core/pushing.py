@@ -54,7 +54,7 @@ class _Pushing:
             async for item in self._run:
                 if self._is_disposed:
                     # Disposed of in the step that made the item.
-                    self._run.take_back(item)
+                    self._run.mark_undelivered(item)
                     return
                 observer.on_next(item)
                 if self._is_disposed:

@@ -43,7 +43,7 @@ RETURNED: Final = object()
 class StreamObserver(Protocol):
     """Notified of a stream's end, and of items that did not reach the consumer."""
 
-    def take_back(self, items: Sequence[Any]) -> None:
+    def mark_undelivered(self, items: Sequence[Any]) -> None:
         """Subtract items that were ready, but that a drop kept from the consumer."""
         ...
 
@@ -213,14 +213,14 @@ class Run(Segment):
             self._report_end(dropped=False)
         self._close_source(start_eagerly if eagerly else start_release)
 
-    def take_back(self, item: Any) -> None:
+    def mark_undelivered(self, item: Any) -> None:
         """Record that *item*, which was handed out, has not reached its consumer."""
         self._withhold([item])
 
     def _withhold(self, items: Sequence[Any]) -> None:
         """Record that *items* are not handed out."""
         if items and self._observer is not None:
-            self._observer.take_back(items)
+            self._observer.mark_undelivered(items)
 
     def _report_end(self, *, dropped: bool) -> None:
         observer, self._observer = self._observer, None

@@ -82,7 +82,7 @@ class StreamScope(Protocol):
         ...
 
     @property
-    def hands_off(self) -> bool:
+    def is_prefill(self) -> bool:
         """Whether the request continues in another worker, as on a prefill worker."""
         ...
 
@@ -103,8 +103,8 @@ class StreamScope(Protocol):
         """Start the engine's abort, and return at once."""
         ...
 
-    def end_of_turn(self, callback: Callable[[], None]) -> object:
-        """Call *callback* at the end of the event loop's iteration."""
+    def call_soon(self, callback: Callable[[], None]) -> object:
+        """Call *callback* in the event loop's next iteration."""
         ...
 
     def abort_step(self, step: AbortStep) -> None:

@@ -16,9 +16,9 @@ from rx_backend.dynamo.wire import wire_item
 from rx_backend.protocols import Annotated
 from rx_backend.stream import ResponseStream
 
-__all__ = ("Inside", "ServedStream", "alone")
+__all__ = ("Admission", "ServedStream", "admit_all")
 
-Inside: TypeAlias = Callable[[Any, Callable[[Exception], None]], AbstractContextManager[object]]
+Admission: TypeAlias = Callable[[Any, Callable[[Exception], None]], AbstractContextManager[object]]
 """
 Makes the context manager around a request, from the runtime's context and a function that ends the
 request with an error.
@@ -47,7 +47,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
     Args:
         context: The runtime's context of the request.
         open: Starts the request, with our context.
-        inside: Makes the context manager around the request, which is entered first, on the event
+        admit: Makes the context manager around the request, which is entered first, on the event
             loop. Its function is :meth:`fail`, and does not keep the stream alive.
         decode: Whether this worker decodes for a prefill peer.
         arriving: The handler's requests that have arrived but not started. A stream whose engine
@@ -57,6 +57,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
 
     __slots__ = (
         "__weakref__",
+        "_admit",
         "_arrival",
         "_arriving",
         "_bridge",
@@ -64,7 +65,6 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         "_decode",
         "_failure",
         "_has_token",
-        "_inside",
         "_is_killed",
         "_is_pulling",
         "_left",
@@ -81,14 +81,14 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         context: Any,
         open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]],
         *,
-        inside: Inside,
+        admit: Admission,
         decode: bool,
         arriving: set[object],
         outlet: Outlet | None = None,
     ) -> None:
         self._context = context
         self._open: Callable[[RequestContext], Awaitable[ResponseStream[Any]]] | None = open
-        self._inside = inside
+        self._admit = admit
         self._decode = decode
         self._outlet = outlet
         self._arriving = arriving
@@ -218,7 +218,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         start, self._open = self._open, None
         context, self._context = self._context, None
         assert start is not None  # noqa: S101 - for the type checker
-        self._left.enter_context(self._inside(context, weakly(self.fail)))
+        self._left.enter_context(self._admit(context, weakly(self.fail)))
         self._bridge = ContextBridge(context, decode=self._decode, on_kill=weakly(self._end_killed))
         task = self._opening = asyncio.current_task()
         try:
@@ -285,7 +285,7 @@ def _failed_item(error: Exception) -> dict[str, Any]:
     return wire_item(Annotated.from_error(error))
 
 
-def alone(*_: object) -> AbstractContextManager[None]:
+def admit_all(*_: object) -> AbstractContextManager[None]:
     """Do nothing around a request."""
     return nullcontext()
 

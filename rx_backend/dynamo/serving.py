@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from operators.authoring import FusedRun, operator
 from rx_backend.adapter import EngineAdapter
 from rx_backend.dynamo.outlet import Outlet, ResponseSender
-from rx_backend.dynamo.served_stream import Inside, ServedStream, alone
+from rx_backend.dynamo.served_stream import Admission, ServedStream, admit_all
 from rx_backend.errors import InvalidArgument
 from rx_backend.probe import JsonProbeAdapter
 from rx_backend.protocols import Annotated, LLMEngineOutput, convert_request
@@ -25,7 +25,7 @@ def serving(
     adapter: EngineAdapter,
     *,
     coalesce: bool = True,
-    inside: Inside = alone,
+    admit: Admission = admit_all,
     context_length: Callable[[], int | None] = lambda: None,
 ) -> Handler:
     """
@@ -47,7 +47,7 @@ def serving(
         adapter: What serves the requests.
         coalesce: Whether to merge plain chunks of an answer that the engine yields without waiting
             in between. The first token is sent at once, and nothing is delayed.
-        inside: Makes a context manager around each request, from the runtime's context and a
+        admit: Makes a context manager around each request, from the runtime's context and a
             function that fails the request. With it you can count requests, reject one by raising,
             or end one with another error.
         context_length: Returns the maximum of a prompt's tokens, or None for no limit. A longer
@@ -63,7 +63,7 @@ def serving(
         return ServedStream(
             context,
             partial(_open_stream, adapter, probes, request, context_length()),
-            inside=inside,
+            admit=admit,
             decode=decode,
             arriving=arriving,
             outlet=None if response_sender is None else Outlet(response_sender, merge=coalesce),

@@ -3,7 +3,7 @@
 from rx_backend.resumable._errors import StreamNotFound, TooManyStreams
 from rx_backend.resumable._ids import parse_event_id
 from rx_backend.resumable._metrics import Held
-from rx_backend.resumable._options import MayRead, WhenLeft, same_owner
+from rx_backend.resumable._options import MayRead, WhenAbandoned, same_owner
 from rx_backend.resumable._reader import ResumableReader
 from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
 from rx_backend.resumable._streams import ResumableStreams
@@ -18,7 +18,7 @@ __all__ = (
     "StreamNotFound",
     "StreamSource",
     "TooManyStreams",
-    "WhenLeft",
+    "WhenAbandoned",
     "parse_event_id",
     "same_owner",
 )

@@ -54,7 +54,7 @@ class HeldStream:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.log = CompactLog(options.max_bytes, self._dropped)
-        continues = options.when_left == "continue" and opened.begun_here
+        continues = options.when_abandoned == "continue" and opened.started_here
         self.shared: SharedStream[Item] = SharedStream(
             opened.items,
             log=self.log,
@@ -81,9 +81,9 @@ class HeldStream:
             self._opened.stop()
 
     @property
-    def begun_here(self) -> bool:
+    def started_here(self) -> bool:
         """Whether its engine's stream is in this process."""
-        return self._opened is None or self._opened.begun_here
+        return self._opened is None or self._opened.started_here
 
     def shut_down(self) -> None:
         """Prepare to be closed because the process shuts down."""
@@ -112,7 +112,7 @@ class HeldStream:
 
     def count_lag(self) -> None:
         """Count a reader whose next item was dropped."""
-        self._table.count_bound("max_bytes", "reader_failed")
+        self._table.count_limit_hit("max_bytes", "reader_failed")
 
     async def read(self, after: int) -> Reader[Item]:
         """
@@ -145,19 +145,19 @@ class HeldStream:
         """Stop the engine, or release the stream, after ``linger_s`` without a reader here."""
         if self.is_over:
             return
-        if not self.begun_here:
+        if not self.started_here:
             self._table.release(self)
             return
-        if self._options.when_left == "continue":
+        if self._options.when_abandoned == "continue":
             # It was taken over from another process.
             return
-        self._table.count_bound("linger_s", "stopped")
+        self._table.count_limit_hit("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
         self.stop()
 
     def _cut(self) -> None:
         """Close an answer that the engine has not ended after the stop."""
-        self._table.count_bound("stop_grace_s", "closed")
+        self._table.count_limit_hit("stop_grace_s", "closed")
         grace_s = self._options.stop_grace_s
         error = Cancelled(
             f"stopped without a reader, but the engine did not end within {grace_s:g} s"
@@ -184,4 +184,4 @@ class HeldStream:
             self._table.expired(self)
 
     def _dropped(self) -> None:
-        self._table.count_bound("max_bytes", "dropped")
+        self._table.count_limit_hit("max_bytes", "dropped")

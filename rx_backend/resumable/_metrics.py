@@ -47,8 +47,8 @@ class ResumableMetrics(SharedInstruments):
 
     def __init__(self, meter: Meter) -> None:
         self._tables: WeakSet[StreamTable] = WeakSet()
-        self._bounds = meter.create_counter(
-            f"{_PREFIX}.bounds", "{time}", "How often a limit took effect, by option and effect"
+        self._limit_hits = meter.create_counter(
+            f"{_PREFIX}.limit_hits", "{time}", "How often a limit took effect, by option and effect"
         )
         self._requests = meter.create_counter(
             f"{_PREFIX}.resumes", "{request}", "Requests for the rest of a stream, by outcome"
@@ -63,9 +63,9 @@ class ResumableMetrics(SharedInstruments):
         """Observe *table* from now on, while it exists. Idempotent."""
         self._tables.add(table)
 
-    def count_bound(self, option: str, effect: str) -> None:
+    def count_limit_hit(self, option: str, effect: str) -> None:
         """Count that the limit *option* took effect."""
-        self._bounds.add(1, {"rx_backend.bound": option, "rx_backend.effect": effect})
+        self._limit_hits.add(1, {"rx_backend.limit": option, "rx_backend.effect": effect})
 
     def count_resume(self, outcome: str) -> None:
         """Count a request for the rest of a stream."""
@@ -86,7 +86,7 @@ class ResumableMetrics(SharedInstruments):
         held = self._held()
         for option in ("max_ahead", "max_bytes"):
             count = sum(each.waiting.get(option, 0) for each in held)
-            yield Observation(count, {"rx_backend.bound": option})
+            yield Observation(count, {"rx_backend.limit": option})
 
     def _bytes(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(each.held_bytes for each in self._held()))]

@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias, get_args
 from rx_backend.checks import function, number, whole
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("MayRead", "Options", "WhenLeft", "same_owner")
+__all__ = ("MayRead", "Options", "WhenAbandoned", "same_owner")
 
-WhenLeft: TypeAlias = Literal["stop", "continue"]
+WhenAbandoned: TypeAlias = Literal["stop", "continue"]
 
 MayRead: TypeAlias = Callable[[str | None, str | None], bool]
 """Takes a stream's owner and the caller; returns whether the caller may read and stop it."""
@@ -39,7 +39,7 @@ class Options:
     max_ahead: int
     max_bytes: int
     linger_s: float
-    when_left: WhenLeft
+    when_abandoned: WhenAbandoned
     stop_grace_s: float
     keep_s: float
     may_read: MayRead
@@ -50,9 +50,9 @@ class Options:
         whole("max_bytes", self.max_bytes, unit="bytes", low=1)
         for name in ("linger_s", "stop_grace_s", "keep_s"):
             number(name, getattr(self, name), low=0, unit="seconds")
-        if self.when_left not in get_args(WhenLeft):
+        if self.when_abandoned not in get_args(WhenAbandoned):
             raise InvalidArgument(
-                f"when_left: expected 'stop' or 'continue', got {self.when_left!r}"
+                f"when_abandoned: expected 'stop' or 'continue', got {self.when_abandoned!r}"
             )
         function("may_read", self.may_read)
 

@@ -24,13 +24,13 @@ class OpenedStream:
         context: The request's context.
         owner: The answer's owner.
         created: When it was started, in seconds since the epoch; now by default.
-        begun_here: Whether its engine's stream is in this process. If it is elsewhere, the stream
+        started_here: Whether its engine's stream is in this process. If it is elsewhere, the stream
             is released and forgotten ``linger_s`` after its last reader here has left, but not
             stopped. A source updates the attribute when an engine here or elsewhere takes over.
 
     Attributes:
         items: The items, as a run that may be closed while it is pulled.
-        context, owner, created, begun_here: As given.
+        context, owner, created, started_here: As given.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class OpenedStream:
         context: RequestContext,
         owner: str | None = None,
         created: float | None = None,
-        begun_here: bool = True,
+        started_here: bool = True,
     ) -> None:
         self.items: FusedRun[Annotated[LLMEngineOutput]] = (
             items if isinstance(items, FusedRun) else fuse(items, [])
@@ -48,7 +48,7 @@ class OpenedStream:
         self.context = context
         self.owner = owner
         self.created = time() if created is None else created
-        self.begun_here = begun_here
+        self.started_here = started_here
 
     def watch(self, shared: SharedStream[Annotated[LLMEngineOutput]]) -> None:
         """
@@ -75,7 +75,7 @@ class OpenedStream:
 
     def shut_down(self) -> None:
         """Prepare for the process's shutdown; by default stop the stream if it was started here."""
-        if self.begun_here:
+        if self.started_here:
             self.stop()
 
     async def aclose(self) -> None:

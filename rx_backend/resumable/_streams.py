@@ -20,7 +20,7 @@ from rx_backend.resumable._errors import StreamNotFound
 from rx_backend.resumable._held_stream import HeldStream
 from rx_backend.resumable._ids import check_text, new_stream_id
 from rx_backend.resumable._metrics import Held
-from rx_backend.resumable._options import MayRead, Options, WhenLeft, same_owner
+from rx_backend.resumable._options import MayRead, Options, WhenAbandoned, same_owner
 from rx_backend.resumable._reader import ResumableReader
 from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
 from rx_backend.resumable._table import StreamTable
@@ -45,8 +45,8 @@ class ResumableStreams:
         max_bytes: How many bytes of a stream's items are held. Items that the fastest reader has
             read are dropped, oldest first; when there are none left to drop, the engine waits.
         linger_s: How long a stream runs without a reader, in seconds, before it is stopped.
-        when_left: ``continue``: the engine runs to its end even without readers; meanwhile neither
-            `linger_s` nor `max_ahead` applies, and `max_bytes` drops unread items.
+        when_abandoned: ``continue``: the engine runs to its end even without readers; meanwhile
+            neither `linger_s` nor `max_ahead` applies, and `max_bytes` drops unread items.
         stop_grace_s: How long an engine may take to end after that stop, in seconds, before its
             stream is closed.
         keep_s: How long an answer can be read after its end, in seconds; longer while it is read.
@@ -80,7 +80,7 @@ class ResumableStreams:
         max_ahead: int = 256,
         max_bytes: int = 1_048_576,
         linger_s: float = 30.0,
-        when_left: WhenLeft = "stop",
+        when_abandoned: WhenAbandoned = "stop",
         stop_grace_s: float = 10.0,
         keep_s: float = 60.0,
         may_read: MayRead = same_owner,
@@ -92,7 +92,7 @@ class ResumableStreams:
             max_ahead=max_ahead,
             max_bytes=max_bytes,
             linger_s=linger_s,
-            when_left=when_left,
+            when_abandoned=when_abandoned,
             stop_grace_s=stop_grace_s,
             keep_s=keep_s,
             may_read=may_read,
@@ -253,7 +253,7 @@ class ResumableStreams:
         try:
             return await held.read(after)
         except BaseException:
-            if not held.begun_here and not held.shared.readers:
+            if not held.started_here and not held.shared.readers:
                 self._table.release(held)
             raise
 

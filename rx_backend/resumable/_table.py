@@ -61,9 +61,9 @@ class StreamTable:
         unread = (held for held in self._kept.values() if not held.shared.readers)
         oldest = next(unread, None)
         if oldest is None:
-            self.count_bound("max_streams", "refused")
+            self.count_limit_hit("max_streams", "refused")
             raise TooManyStreams(f"max_streams: all {limit} streams are running or being read")
-        self.count_bound("max_streams", "evicted")
+        self.count_limit_hit("max_streams", "evicted")
         self.forget(oldest)
 
     @contextmanager
@@ -103,7 +103,7 @@ class StreamTable:
 
     def expired(self, held: HeldStream) -> None:
         """Forget *held*, which was kept for long enough; called by the stream."""
-        self.count_bound("keep_s", "forgotten")
+        self.count_limit_hit("keep_s", "forgotten")
         self.forget(held)
 
     def close_soon(self, held: HeldStream, error: BackendError) -> None:
@@ -157,11 +157,11 @@ class StreamTable:
             waiting=Counter(held.waits_for for held in running if held.waits_for),
         )
 
-    def count_bound(self, option: str, effect: str) -> None:
+    def count_limit_hit(self, option: str, effect: str) -> None:
         """Count that a limit took effect."""
         metrics = self.metrics()
         if metrics is not None:
-            metrics.count_bound(option, effect)
+            metrics.count_limit_hit(option, effect)
 
     def count_resume(self, outcome: str) -> None:
         """Count a request for the rest of a stream."""

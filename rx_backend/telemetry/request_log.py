@@ -189,8 +189,8 @@ def _rounded(**figures: float) -> dict[str, float]:
 
 _STEPS: Final[dict[AbortStep, tuple[str, dict[str, bool]]]] = {
     AbortStep.REQUESTED: ("abort requested", {}),
-    AbortStep.MADE: ("abort made", {"deferred": False}),
-    AbortStep.MADE_DEFERRED: ("abort made", {"deferred": True}),
+    AbortStep.CALLED_IMMEDIATELY: ("abort called", {"deferred": False}),
+    AbortStep.CALLED_AFTER_DEFERRAL: ("abort called", {"deferred": True}),
     AbortStep.SUPPRESSED: ("abort suppressed", {}),
 }
 _logger = get_logger(LOGGER)

@@ -54,8 +54,8 @@ PROVIDER: Final = "rx_backend"
 
 _EVENTS: Final = {
     AbortStep.REQUESTED: names.ABORT_REQUESTED,
-    AbortStep.MADE: names.ABORT_MADE,
-    AbortStep.MADE_DEFERRED: names.ABORT_MADE,
+    AbortStep.CALLED_IMMEDIATELY: names.ABORT_CALLED,
+    AbortStep.CALLED_AFTER_DEFERRAL: names.ABORT_CALLED,
     AbortStep.SUPPRESSED: names.ABORT_SUPPRESSED,
 }
 _propagator = TraceContextTextMapPropagator()
@@ -157,8 +157,8 @@ def record_abort(span: Span, times: TokenTimes, step: AbortStep) -> None:
         add_event(span, times, names.STOP)
     event = _EVENTS[step]
     attributes = None
-    if event == names.ABORT_MADE:
-        attributes = {"deferred": step is AbortStep.MADE_DEFERRED}
+    if event == names.ABORT_CALLED:
+        attributes = {"deferred": step is AbortStep.CALLED_AFTER_DEFERRAL}
     add_event(span, times, event, attributes)
 
 

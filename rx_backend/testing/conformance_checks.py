@@ -237,7 +237,7 @@ class Check:
         if stream.is_cancelled:
             return
         what = "a stream whose request was stopped"
-        rule = Rule.CANCELLATION_NOT_SEEN if stream.stalled else Rule.CANCELLED_NOT_TERMINAL
+        rule = Rule.CANCELLATION_IGNORED if stream.stalled else Rule.NO_CANCELLED_TERMINAL
         abort = getattr(type(stream.engine), "abort", None)
         if stream.stalled and abort not in {None, LLMEngine.abort}:
             rule, what = Rule.ABORT_FAILED, f"{what} and aborted"

@@ -31,13 +31,13 @@ class Rule(Enum):
     BAD_TOKEN_IDS = "E2", "token_ids is a list of 32-bit unsigned integers"
     NO_TERMINAL = "E3", "each answer ends with a finish reason, or all with a typed error"
     ITEM_AFTER_TERMINAL = "E3", "nothing follows the terminal within an answer"
-    ANSWER_UNASKED = "E3", "an item belongs to a requested answer: its index is below n"
-    CHUNK_TOUCHED = "E6", "a chunk and its lists don't change after it was yielded"
+    UNREQUESTED_ANSWER = "E3", "an item belongs to a requested answer: its index is below n"
+    CHUNK_MODIFIED = "E6", "a chunk and its lists don't change after it was yielded"
     LOOP_BLOCKED = "E1", "the event loop is not blocked for longer than 0.1 s at a time"
     INTERLEAVED_CALLS_FAILED = "E1", "concurrent streams don't affect each other"
-    CANCELLATION_NOT_SEEN = "E4", "a stream ends soon after its request was stopped"
-    CANCELLED_NOT_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
-    CANCELLED_UNASKED = "E4", "a stream that was not stopped does not end with `cancelled`"
+    CANCELLATION_IGNORED = "E4", "a stream ends soon after its request was stopped"
+    NO_CANCELLED_TERMINAL = "E4", "a stopped stream ends with the terminal `cancelled`"
+    UNREQUESTED_CANCELLATION = "E4", "a stream that was not stopped does not end with `cancelled`"
     ABORT_FAILED = "E5", "abort returns, and the request ends soon after"
     OPTIONAL_METHOD_FAILED = (
         "E5",

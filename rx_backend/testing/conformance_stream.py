@@ -115,7 +115,7 @@ class Stream:
             found.append(Violation(Rule.NO_TERMINAL, self.ending))
         elif FinishReason.CANCELLED in self.terminals.values():
             what = f"{self.ending}, although it was not stopped"
-            found.append(Violation(Rule.CANCELLED_UNASKED, what))
+            found.append(Violation(Rule.UNREQUESTED_CANCELLATION, what))
         return found
 
     async def play(self) -> Stream:
@@ -140,7 +140,7 @@ class Stream:
         for place, (item, before) in enumerate(self.items):
             if not is_unchanged(item, before):
                 what = f"item {place} was {before!r} when it was yielded, and {item!r} later"
-                self._find(Rule.CHUNK_TOUCHED, what)
+                self._find(Rule.CHUNK_MODIFIED, what)
                 break
         return self
 
@@ -248,7 +248,7 @@ class Stream:
             self.found.append(violation)
         if answer >= self.answers:
             what = f"yielded {item!r}, expected an index below {self.answers}"
-            self._find(Rule.ANSWER_UNASKED, what)
+            self._find(Rule.UNREQUESTED_ANSWER, what)
         if answer in self.terminals:
             self._find(Rule.ITEM_AFTER_TERMINAL, f"yielded {item!r} after its answer's terminal")
         elif reason is not None:

@@ -1,4 +1,4 @@
-"""The files of a model: finding its tokenizer, and a made-up one for engines without a model."""
+"""The files of a model: finding its tokenizer, and a placeholder for engines without a model."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def add_serve_options(parser: argparse.ArgumentParser, environ: Mapping[str, str
     add("--pipeline", "RX_BACKEND_PIPELINE", None, str, _PIPELINE)
     model = "the engine's model; the tokenizer's folder if the engine has no model_path argument"
     add("--model-path", "DYN_MODEL_PATH", None, str, model)
-    tokenizer = "folder or GGUF file with the tokenizer (the model's own, else a made-up one)"
+    tokenizer = "folder or GGUF file with the tokenizer (the model's own, else a placeholder)"
     add("--tokenizer", "RX_BACKEND_TOKENIZER", None, str, tokenizer)
     served = "the name that clients use (the engine's)"
     add("--served-model-name", "DYN_SERVED_MODEL_NAME", None, str, served)

@@ -74,7 +74,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
         served_model_name=options.served_model_name,
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
-        made_up_tokenizer=model is None,
+        placeholder_tokenizer=model is None,
         coalesce=options.coalesce,
         times=ShutdownTimes(grace_s=options.grace_s, drain_s=options.drain_s),
         probe=health_check_request(os.environ),

@@ -54,13 +54,13 @@ class Worker:
         discovery: How workers find each other, see :class:`DynamoRuntime`.
         request_plane: How requests travel: ``tcp`` or ``nats``.
         model_path: Folder with the tokenizer and its chat template, or a GGUF file with them. By
-            default the engine's model name if that is a path, else a made-up tokenizer, see
+            default the engine's model name if that is a path, else a placeholder tokenizer, see
             :func:`write_model_files`.
         served_model_name: The name that clients use; by default the engine's.
         tool_call_parser: The runtime's parser of tool calls, by name; by default the engine's.
         reasoning_parser: Its parser of reasoning, likewise.
-        made_up_tokenizer: Whether an engine without a tokenizer gets a made-up one. An engine with
-            ``needs_tokenizer``, or whose model name is a model's path, never does.
+        placeholder_tokenizer: Whether an engine without a tokenizer gets a placeholder. An engine
+            with ``needs_tokenizer``, or whose model name is a model's path, never does.
         coalesce: Whether chunks that wait for the runtime are sent together.
         times: How long each step of the shutdown may take.
         probe: The health check's request; by default the engine's own.
@@ -93,7 +93,7 @@ class Worker:
         served_model_name: str | None = None,
         tool_call_parser: str | None = None,
         reasoning_parser: str | None = None,
-        made_up_tokenizer: bool = True,
+        placeholder_tokenizer: bool = True,
         coalesce: bool = True,
         times: ShutdownTimes | None = None,
         probe: Mapping[str, Any] | None = None,
@@ -114,7 +114,7 @@ class Worker:
         settings = {"served_model_name": served_model_name, **self.parsers}
         self._settings = {name: value for name, value in settings.items() if value is not None}
         self._tokenizer = None if model_path is None else tokenizer_folder(model_path, "model_path")
-        self._made_up_tokenizer = made_up_tokenizer
+        self._placeholder_tokenizer = placeholder_tokenizer
         self._coalesce = coalesce
         self._times = times or ShutdownTimes()
         self._probe = probe
@@ -148,7 +148,7 @@ class Worker:
         handler = serving(
             self._adapter,
             coalesce=self._coalesce,
-            inside=gate.admit,
+            admit=gate.admit,
             context_length=lambda: self._context_length,
         )
 
@@ -176,17 +176,17 @@ class Worker:
 
     def _registration(self, config: EngineConfig) -> tuple[EngineConfig, str]:
         self._context_length = config.context_length
-        folder = self._tokenizer or find_tokenizer(config.model) or self._made_up_folder(config)
+        folder = self._tokenizer or find_tokenizer(config.model) or self._placeholder_folder(config)
         return (replace(config, **self._settings) if self._settings else config), folder
 
-    def _made_up_folder(self, config: EngineConfig) -> str:
+    def _placeholder_folder(self, config: EngineConfig) -> str:
         needs_own = getattr(self._adapter.engine, "needs_tokenizer", False)
-        if needs_own or not self._made_up_tokenizer or is_model(config.model):
+        if needs_own or not self._placeholder_tokenizer or is_model(config.model):
             raise NoTokenizer(
                 f"no tokenizer was found for the model {config.model}: name a folder with one by "
                 "--tokenizer, or by a Worker's model_path"
             )
-        _log.warning("no model_path: using a made-up tokenizer", model=config.model)
+        _log.warning("no model_path: using a placeholder tokenizer", model=config.model)
         return str(shared_model_folder(config.context_length))
 
 

@@ -423,16 +423,16 @@ EDITS: dict[Rule, dict[str, Edit]] = {
         "RaisesAfterTerminal": at_last(Disconnected("late")),
         "ExitsAfterTerminal": at_last(SystemExit(2)),
     },
-    Rule.ANSWER_UNASKED: {
+    Rule.UNREQUESTED_ANSWER: {
         "YieldsForAnotherAnswer": at_first(LLMEngineOutput([9], index=1)),
         "NumbersItsAnswerFromOne": lambda chunk, _: [replace(chunk, index=1)],
     },
-    Rule.CANCELLATION_NOT_SEEN: {
+    Rule.CANCELLATION_IGNORED: {
         "SeesTheStopTooLate": lambda chunk, context: (
             [2.5, chunk] if context.is_stopped else [chunk]
         ),
     },
-    Rule.CANCELLED_NOT_TERMINAL: {
+    Rule.NO_CANCELLED_TERMINAL: {
         "EndsAStoppedStreamAsStop": lambda chunk, context: [
             LLMEngineOutput.stop() if context.is_stopped else chunk
         ],
@@ -457,15 +457,15 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
         for number in ("4096", -5, 0.5, True)
     ),
     (GenerateGivesAList, Rule.GENERATE_FAILED),
-    (TakesTheSignalForItsState, Rule.CANCELLED_UNASKED),
+    (TakesTheSignalForItsState, Rule.UNREQUESTED_CANCELLATION),
     (WaitsForTheStop, Rule.NO_CHUNK),
     *((engine, Rule.NO_TERMINAL) for engine in (HangsBeforeItsTerminal, NeverEndsNorWaits)),
     (OneSharedCounter, Rule.INTERLEAVED_CALLS_FAILED),
     (LosesItsTerminalWhenBusy, Rule.INTERLEAVED_CALLS_FAILED),
-    (IgnoresTheStop, Rule.CANCELLATION_NOT_SEEN),
-    (UsesItsChunkAgain, Rule.CHUNK_TOUCHED),
-    (UsesItsListAgain, Rule.CHUNK_TOUCHED),
-    (EmptiesAListAfterwards, Rule.CHUNK_TOUCHED),
+    (IgnoresTheStop, Rule.CANCELLATION_IGNORED),
+    (UsesItsChunkAgain, Rule.CHUNK_MODIFIED),
+    (UsesItsListAgain, Rule.CHUNK_MODIFIED),
+    (EmptiesAListAfterwards, Rule.CHUNK_MODIFIED),
     *((with_method("abort", each), Rule.ABORT_FAILED) for each in (raises, exits, hangs)),
     (with_method("abort", does_nothing, IgnoresTheStop), Rule.ABORT_FAILED),
     *((engine, Rule.CLOSE_FAILED) for engine in (ClosingRaises, ClosingHangs)),

@@ -33,7 +33,7 @@ class _EndObserver:
     def __init__(self, on_end: Callable[[bool], object]) -> None:
         self._on_end = on_end
 
-    def take_back(self, items: Sequence[Any]) -> None: ...
+    def mark_undelivered(self, items: Sequence[Any]) -> None: ...
 
     def end(self, dropped: bool) -> None:
         self._on_end(dropped)

@@ -267,7 +267,7 @@ class TestDeferredAbort:
     def test_in_the_turn_of_the_drop_the_first_token_wins(
         self, run: Life, level: MakeLevel, is_late: bool
     ) -> None:
-        """With ``end_of_turn`` a notice in the turn of the drop still aborts; later it does not."""
+        """With ``call_soon`` a notice in the turn of the drop still aborts; later it does not."""
         aborts: list[str] = []
         later: list[Callable[[], None]] = []
         stop, notified = level(), level()
@@ -275,7 +275,7 @@ class TestDeferredAbort:
             lambda: aborts.append("abort"),
             stop=stop,
             notified=notified,
-            end_of_turn=later.append,
+            call_soon=later.append,
         )
         run([handshake(), handshake()], cue({0: setter(stop)}), gate, take=1)
         (end_turn,) = later
@@ -294,11 +294,9 @@ class TestDeferredAbort:
         """A stream that ends or fails closes its gate at once, and one without a signal too."""
         stop = Level()
         later: list[Callable[[], None]] = []
-        gate = deferred_abort(_never, stop=stop, end_of_turn=later.append)
+        gate = deferred_abort(_never, stop=stop, call_soon=later.append)
         life([handshake()], cue({0: setter(stop)}), gate, **how)
-        life(
-            [handshake()], deferred_abort(_never, stop=Subject(), end_of_turn=later.append), take=1
-        )
+        life([handshake()], deferred_abort(_never, stop=Subject(), call_soon=later.append), take=1)
         assert later == []
 
     @pytest.mark.rows("A5")
@@ -321,7 +319,7 @@ class TestDeferredAbort:
             _never,
             stop=stop,
             notified=notified,
-            end_of_turn=asyncio.get_running_loop().call_soon,
+            call_soon=asyncio.get_running_loop().call_soon,
             on_step=steps.append,
         )
         with suppress(TimeoutError):
@@ -353,7 +351,7 @@ class TestDeferredAbort:
         gate = deferred_abort(
             lambda: aborts.append(now()),
             stop=stop,
-            end_of_turn=asyncio.get_running_loop().call_soon,
+            call_soon=asyncio.get_running_loop().call_soon,
         )
         assert (await collect(fuse(engine(), [gate]))).items == [handshake(), token(1)]
         assert aborts == [2.0 + cleaning_up_s]
@@ -366,7 +364,7 @@ class TestDeferredAbort:
         def refuse(_: object) -> None:
             raise RuntimeError("Event loop is closed")
 
-        gate = deferred_abort(_never, stop=stop, end_of_turn=refuse, on_step=steps.append)
+        gate = deferred_abort(_never, stop=stop, call_soon=refuse, on_step=steps.append)
         pushed([handshake()], cue({0: setter(stop)}), gate, take=1)
         assert steps == [AbortStep.REQUESTED, AbortStep.SUPPRESSED]
 

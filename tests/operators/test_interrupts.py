@@ -141,7 +141,7 @@ class TestTheEnginesOwn:
                     lambda: aborts.append(clock()),
                     stop=reactivex.of(True),
                     notified=told,
-                    end_of_turn=asyncio.get_running_loop().call_soon,
+                    call_soon=asyncio.get_running_loop().call_soon,
                 )
             ],
         )
@@ -166,7 +166,7 @@ class Told:
         self.left: list[int] = []
         self.ended: list[bool] = []
 
-    def take_back(self, items: Sequence[int]) -> None:
+    def mark_undelivered(self, items: Sequence[int]) -> None:
         self.left += items
 
     def end(self, dropped: bool) -> None:

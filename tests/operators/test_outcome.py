@@ -299,9 +299,9 @@ def test_it_tells_once_how_the_stream_ended(
 @pytest.mark.parametrize(
     ("chunks", "stop_at", "defer", "steps"),
     [
-        ([token(1), terminal()], 0, False, [AbortStep.MADE]),
-        ([token(1), terminal()], 0, True, [AbortStep.MADE_DEFERRED]),
-        ([token(1), token(2), terminal()], 1, True, [AbortStep.MADE]),
+        ([token(1), terminal()], 0, False, [AbortStep.CALLED_IMMEDIATELY]),
+        ([token(1), terminal()], 0, True, [AbortStep.CALLED_AFTER_DEFERRAL]),
+        ([token(1), token(2), terminal()], 1, True, [AbortStep.CALLED_IMMEDIATELY]),
         ([handshake(), terminal()], 0, True, [AbortStep.SUPPRESSED]),
         ([token(1), terminal()], None, True, None),
     ],

@@ -120,7 +120,10 @@ async def test_what_the_operator_is_given_counts_in_a_pipeline_too() -> None:
     engine = ScriptedEngine(HANDSHAKE, 5, stop())
     pipeline = standard_pipeline.replace("deferred_abort", given)
     await serve(engine, "decode", signals=[(1, NOTIFY), (1, STOP)], pipeline=pipeline)
-    assert (told, engine.aborts) == ([AbortStep.REQUESTED, 0.0, AbortStep.MADE_DEFERRED], [])
+    assert (told, engine.aborts) == (
+        [AbortStep.REQUESTED, 0.0, AbortStep.CALLED_AFTER_DEFERRAL],
+        [],
+    )
 
 
 @pytest.mark.rows("A2", "C3")
@@ -261,7 +264,7 @@ async def test_a_notice_in_the_turn_of_the_drop_wins(leave: str, notice: str) ->
             del pull
         assert engine.aborts == [began + 2]
         events = [event.name for event in spans.one().events]
-        assert "abort_made" in events
+        assert "abort_called" in events
         assert "abort_suppressed" not in events
 
 

@@ -68,7 +68,7 @@ class JetStreamAnswer(OpenedStream):
             context=context,
             owner=record.owner,
             created=record.created,
-            begun_here=False,
+            started_here=False,
         )
         self.id = id
         self._site = site
@@ -140,11 +140,11 @@ class JetStreamAnswer(OpenedStream):
 
     def _begin_writing(self, log: AnswerLog) -> None:
         self._log = log
-        self.begun_here = True
+        self.started_here = True
         self._site.peers.write(self)
 
     async def _end_writing(self) -> None:
-        self.begun_here = False
+        self.started_here = False
         self._site.peers.end_writing(self)
         self._readers.close()
         producer, self._producer = self._producer, None
@@ -242,7 +242,7 @@ class JetStreamAnswer(OpenedStream):
         Raises:
             CannotConnect: NATS does not respond within ``timeout_s``.
         """
-        if self.begun_here:
+        if self.started_here:
             return self._log.head
         last = await self._site.link.last(self._subject)
         return 0 if last is None else last.entry.first + last.entry.size

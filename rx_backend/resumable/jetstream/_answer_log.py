@@ -12,7 +12,7 @@ from nats.js.errors import APIError, NotFoundError
 from operators.assembly import OpenAnswers
 from rx_backend.resumable._errors import check_item
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, decode, encode, to_wire
-from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogGone
+from rx_backend.resumable.jetstream._errors import EntryTooLarge, Fenced, LogRemoved
 from rx_backend.resumable.jetstream._follower import Follower
 from rx_backend.resumable.jetstream._link import Link
 from rx_backend.resumable.jetstream._site import Site
@@ -90,7 +90,7 @@ class AnswerLog:
 
         Raises:
             Fenced: Another writer has appended in the meantime; nothing was appended.
-            LogGone: The earlier entries were removed.
+            LogRemoved: The earlier entries were removed.
             StreamFull, EntryTooLarge, BackendError: JetStream rejected the entry.
         """
         while True:
@@ -132,7 +132,7 @@ class AnswerLog:
                 lambda: self._link.jetstream.get_last_msg(self._name, self._subject)
             )
         except NotFoundError:
-            raise LogGone(f"{self._subject}: the entries were removed") from None
+            raise LogRemoved(f"{self._subject}: the entries were removed") from None
         except APIError as error:
             raise refused(error, f"read {self._subject}") from error
         stored = last.data or b""

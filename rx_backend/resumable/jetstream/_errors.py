@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rx_backend.errors import CannotConnect, Unknown
 
-__all__ = ("EntryTooLarge", "Fenced", "LogGone", "StreamFull")
+__all__ = ("EntryTooLarge", "Fenced", "LogRemoved", "StreamFull")
 
 
 class StreamFull(CannotConnect):
@@ -15,7 +15,7 @@ class EntryTooLarge(Unknown):
     """One entry is larger than the server, or the JetStream stream, allows."""
 
 
-class LogGone(Unknown):
+class LogRemoved(Unknown):
     """The entries of an answer were removed, by ``max_age_s`` or a purge."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from operators.assembly import OpenAnswers
 from rx_backend.resumable.jetstream._entries import Batch, Entry, Item, Record, TakeOver
-from rx_backend.resumable.jetstream._errors import LogGone
+from rx_backend.resumable.jetstream._errors import LogRemoved
 from rx_backend.resumable.jetstream._feed import Feed
 from rx_backend.resumption import ResumeState
 
@@ -71,7 +71,7 @@ class Follower:
 
         Raises:
             WriterGone: All entries have been read, and no process writes more.
-            LogGone: Items are missing.
+            LogRemoved: Items are missing.
             BackendError: JetStream rejects reading, or an entry has an unknown form.
         """
         while not self._items:
@@ -86,7 +86,7 @@ class Follower:
 
     def _read(self, entry: Entry) -> None:
         if not self._has_record and not isinstance(entry, Record):
-            raise LogGone(_GONE)
+            raise LogRemoved(_GONE)
         self._has_record = True
         if isinstance(entry, Batch):
             self._read_items(entry)
@@ -99,7 +99,7 @@ class Follower:
 
     def _read_items(self, batch: Batch) -> None:
         if batch.first != self.count:
-            raise LogGone(_GONE)
+            raise LogRemoved(_GONE)
         for item in batch.open_items():
             self.count += 1
             if item.data is not None:

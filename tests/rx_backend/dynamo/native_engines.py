@@ -119,7 +119,7 @@ BROKEN = [
     (ReadsFields, Rule.GENERATE_FAILED),
     (TextTokens, Rule.BAD_TOKEN_IDS),
     (NoTerminal, Rule.NO_TERMINAL),
-    (Deaf, Rule.CANCELLATION_NOT_SEEN),
+    (Deaf, Rule.CANCELLATION_IGNORED),
 ]
 
 

@@ -222,7 +222,7 @@ def leave(
     async def main() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         context = RuntimeContext()
-        handler: Handler = serving(EngineAdapter(engine), inside=gate.admit)
+        handler: Handler = serving(EngineAdapter(engine), admit=gate.admit)
         sender = sender_to(seen, pushed)
         held: list[Any] = [handler(REQUEST, context, **sender)]
         pulling = asyncio.create_task(pull_all(held, seen, read_s))
@@ -381,7 +381,7 @@ async def test_a_set_up_that_swallows_the_kill_is_closed_behind_it(pushed: bool)
     gate = RequestGate(lambda: RuntimeError("closed"))
     context = RuntimeContext()
     seen: list[dict[str, Any]] = []
-    handler = serving(EngineAdapter(Stubborn(plain)), inside=gate.admit)
+    handler = serving(EngineAdapter(Stubborn(plain)), admit=gate.admit)
     stream = handler(REQUEST, context, **sender_to(seen, pushed))
     pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
     await asyncio.sleep(1)
@@ -431,7 +431,7 @@ def test_a_stream_that_a_thread_loses_is_closed_on_its_loop() -> None:
         gate = RequestGate(lambda: RuntimeError("closed"))
         engine = Engine(plain)
         held: list[Any] = [
-            serving(EngineAdapter(engine), inside=gate.admit)(REQUEST, RuntimeContext())
+            serving(EngineAdapter(engine), admit=gate.admit)(REQUEST, RuntimeContext())
         ]
         await asyncio.wait_for(anext(held[0]), 5)
         thread = threading.Thread(target=held.clear)
@@ -474,7 +474,7 @@ async def test_everything_is_released_when_the_client_sees_the_end(
     engine, gate = Engine(kind), RequestGate(lambda: RuntimeError("closed"))
     sender, held = Sender([]), list[tuple[int, int]]()
     sender.on_close = lambda: held.append((len(gate), engine.aborts))
-    handler = serving(EngineAdapter(engine), inside=gate.admit)
+    handler = serving(EngineAdapter(engine), admit=gate.admit)
     await pull_all([handler(REQUEST, RuntimeContext(), response_sender=sender)], [], 0.0)
     assert held == [(0, 0)]
 
@@ -487,7 +487,7 @@ async def test_a_request_that_is_refused_raises(pushed: bool) -> None:
     gate = RequestGate(lambda: ConnectionError("shutting down"))
     gate.close()
     sender = sender_to(seen, pushed)
-    stream = serving(EngineAdapter(Engine(plain)), inside=gate.admit)(
+    stream = serving(EngineAdapter(Engine(plain)), admit=gate.admit)(
         REQUEST, RuntimeContext(), **sender
     )
     with pytest.raises(ConnectionError, match="shutting down"):
@@ -543,7 +543,7 @@ def test_a_request_that_is_failed_ends_with_that_error(
         gate = RequestGate(lambda: RuntimeError("closed"))
         seen: list[dict[str, Any]] = []
         adapter = EngineAdapter(Slow(plain), tracer=spans.tracer)
-        handler = serving(adapter, inside=gate.admit)
+        handler = serving(adapter, admit=gate.admit)
         stream = handler(REQUEST, RuntimeContext(), **sender_to(seen, pushed))
         pulling = asyncio.create_task(pull_all([stream], seen, 0.0))
         await asyncio.sleep(at_s)

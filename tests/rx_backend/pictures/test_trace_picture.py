@@ -47,7 +47,7 @@ def pair(spans: Spans) -> TracePicture:
     decode = started(spans, "engine.generate", 50, request, links)
     for name, at_ms in (("stop", 70), ("abort_requested", 70), ("first_token", 90)):
         decode.add_event(name, timestamp=BEGAN + at_ms * MS)
-    decode.add_event("abort_made", {"deferred": True}, timestamp=BEGAN + 90 * MS)
+    decode.add_event("abort_called", {"deferred": True}, timestamp=BEGAN + 90 * MS)
     ended(decode, 95, disagg_role="decode", finish_reason="Cancelled")
     ended(request, 100)
     return TracePicture(spans.finished)
@@ -69,7 +69,7 @@ def test_spans_make_a_tree_in_the_order_of_time(spans: Spans) -> None:
         "      70 ms stop",
         "      70 ms abort_requested",
         "      90 ms first_token",
-        "      90 ms abort_made deferred",
+        "      90 ms abort_called deferred",
         "      95 ms Cancelled (end)",
     ]
 
@@ -91,7 +91,7 @@ def test_the_picture_is_true_to_time_and_links(spans: Spans) -> None:
     names = ("1 http-request", "2 engine.generate prefill", "3 read the prompt")
     lefts = [box(figure, find(figure, f"{name} name")).x0 for name in names]
     assert all(left < right for left, right in pairwise(lefts))
-    assert "4 engine.generate decode label abort_made deferred" in drawn(figure)
+    assert "4 engine.generate decode label abort_called deferred" in drawn(figure)
     assert unreadable(figure) == []
 
 

@@ -92,7 +92,7 @@ async def test_an_engine_that_may_go_on_is_held_within_the_bytes() -> None:
     """Past the bound on how far ahead it may be; who comes back too late is told, and gets no gap."""
     adapter, engine = adapter_of(*words(300), stop())
     async with ResumableStreams(
-        adapter, when_left="continue", max_ahead=2, max_bytes=2_000
+        adapter, when_abandoned="continue", max_ahead=2, max_bytes=2_000
     ) as streams:
         reader = await streams.start(REQUEST)
         await leave_after(reader, 1)

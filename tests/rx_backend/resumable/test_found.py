@@ -27,7 +27,7 @@ class Elsewhere(OpenedStream):
 
     def __init__(self, source: Recorded, id: str, owner: str | None) -> None:
         super().__init__(
-            source.items(), context=RequestContext(id), owner=owner, created=7.0, begun_here=False
+            source.items(), context=RequestContext(id), owner=owner, created=7.0, started_here=False
         )
         self._source = source
         source.opened += 1
@@ -103,7 +103,7 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
     """
     source, meters = Recorded(50, has_ended=False), Meters()
     async with ResumableStreams(
-        source, linger_s=linger_s, when_left="continue", meter_provider=meters.provider
+        source, linger_s=linger_s, when_abandoned="continue", meter_provider=meters.provider
     ) as streams:
         async with await streams.resume("known", 30, owner="ann") as reader:
             assert told(await collect(reader, 1))[0] == 30
@@ -117,7 +117,7 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
         reader = await streams.resume("known", 45, owner="ann")
     assert (source.finds, source.opened, source.stops) == (3, 0, 0)
     # Nothing was kept for want of time, and then forgotten.
-    assert meters.points("rx_backend.resumable.bounds") == []
+    assert meters.points("rx_backend.resumable.limit_hits") == []
 
 
 @virtual

@@ -64,7 +64,7 @@ class Run:
     def check_bounds(self, streams: ResumableStreams) -> None:
         held = streams.held()
         assert held.held_bytes <= self.options["max_bytes"] + ONE_OBJECT
-        is_free = self.engine.aborts or self.options["when_left"] == "continue"
+        is_free = self.engine.aborts or self.options["when_abandoned"] == "continue"
         if not is_free:
             # With nothing ahead it is pulled when a reader waits.
             ahead = max(self.options["max_ahead"], 1)
@@ -89,7 +89,7 @@ bounds = st.fixed_dictionaries(
         "linger_s": st.sampled_from((0.0, 1.25, 4.25)),
         "stop_grace_s": st.sampled_from((0.0, 2.0)),
         "keep_s": st.sampled_from((0.0, 5.0, 100.0)),
-        "when_left": st.sampled_from(("stop", "stop", "continue")),
+        "when_abandoned": st.sampled_from(("stop", "stop", "continue")),
     }
 )
 
@@ -204,7 +204,7 @@ def test_every_reader_has_exactly_the_answer_and_the_rule_stops_it(
             await asyncio.sleep(300)
             run.check_bounds(streams)
             assert streams.held().readers == 0
-            if options["when_left"] == "stop":
+            if options["when_abandoned"] == "stop":
                 # Stopped or closed at the latest, and forgotten.
                 assert engine.closed == engine.calls == 1
                 assert len(streams) == 0

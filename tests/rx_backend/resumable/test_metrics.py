@@ -36,7 +36,7 @@ def values(meters: Meters, name: str, *labels: str) -> dict[tuple[object, ...], 
 
 
 def bounds_of(meters: Meters) -> dict[tuple[object, ...], int]:
-    return values(meters, "bounds", "rx_backend.bound", "rx_backend.effect")
+    return values(meters, "limit_hits", "rx_backend.limit", "rx_backend.effect")
 
 
 @virtual
@@ -77,9 +77,9 @@ async def test_streams_that_wait_for_readers_are_measured(option: str) -> None:
     async with ResumableStreams(adapter, meter_provider=meters.provider, **options) as streams:  # type: ignore[arg-type]
         reader = await streams.start(REQUEST)
         await turns(50)
-        assert values(meters, "waiting", "rx_backend.bound") == {(option,): 1}
+        assert values(meters, "waiting", "rx_backend.limit") == {(option,): 1}
         await collect(reader)
-        assert values(meters, "waiting", "rx_backend.bound") == {}
+        assert values(meters, "waiting", "rx_backend.limit") == {}
         await reader.aclose()
 
 

@@ -464,7 +464,7 @@ def test_only_a_source_is_taken() -> None:
         ("linger_s", None, "a number of seconds"),
         ("stop_grace_s", float("nan"), "a number of seconds"),
         ("keep_s", float("inf"), "a number of seconds"),
-        ("when_left", "go on", "'stop' or 'continue', got 'go on'"),
+        ("when_abandoned", "go on", "'stop' or 'continue', got 'go on'"),
         ("may_read", "ann", "a function that is not async"),
         ("may_read", asyncio.sleep, "a function that is not async"),
     ],

@@ -89,14 +89,20 @@ async def test_a_request_without_a_stream_is_recorded_once(
 
 
 STOPPED: dict[str, tuple[str, list[Step], float, dict[str, int], list[tuple[str, bool | None]]]] = {
-    "immediate": ("agg", [9, stop()], 1, {"abort_made": 1}, [("abort made", False)]),
-    "has-tokens": ("decode", [token(1), 9, stop()], 1, {"abort_made": 1}, [("abort made", False)]),
+    "immediate": ("agg", [9, stop()], 1, {"abort_called": 1}, [("abort called", False)]),
+    "has-tokens": (
+        "decode",
+        [token(1), 9, stop()],
+        1,
+        {"abort_called": 1},
+        [("abort called", False)],
+    ),
     "deferred": (
         "decode",
         [5, token(1), 5, stop()],
         1,
-        {"abort_made": 5},
-        [("abort made", True)],
+        {"abort_called": 5},
+        [("abort called", True)],
     ),
     "suppressed": (
         "decode",
@@ -129,7 +135,7 @@ async def test_what_became_of_an_abort(
         asyncio.get_running_loop().call_later(stop_at, context.stop_generating)
         await collect(stream)
         await asyncio.sleep(5)
-    kind = {"abort made": "immediate", "abort suppressed": "suppressed"}
+    kind = {"abort called": "immediate", "abort suppressed": "suppressed"}
     counted = {("deferred" if deferred else kind[step],): 1 for step, deferred in steps}
     assert meters.counts("rx_backend.aborts", "rx_backend.abort") == counted
     start = spans.one().start_time or 0

@@ -84,7 +84,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         "model_name_empty",
         "bad_token_ids",
         "item_after_terminal",
-        "cancelled_not_terminal",
+        "no_cancelled_terminal",
         "cleanup_failed",
         "second_cleanup_failed",
         "unstarted_cleanup_failed",
@@ -187,7 +187,7 @@ def test_an_engine_that_never_lets_go_does_not_hang_the_kit(leaks: LeakWatch) ->
     leaks.allow(LEFT)
     report = run_conformance(HoldsOn)
     rules = {violation.rule for violation in report.violations}
-    assert rules == {Rule.NO_TERMINAL, Rule.CANCELLATION_NOT_SEEN, Rule.CLOSE_FAILED}
+    assert rules == {Rule.NO_TERMINAL, Rule.CANCELLATION_IGNORED, Rule.CLOSE_FAILED}
 
 
 class LostIsNotCancelled(GoodEngine):

@@ -234,7 +234,7 @@ async def _released_or_stopped(context: RequestContext, release: Path) -> None:
         await asyncio.sleep(0.01)
 
 
-# The made-up tokenizer has the bytes after the numbers.
+# The placeholder tokenizer has the bytes after the numbers.
 _BYTE_0 = NUMBERS
 
 

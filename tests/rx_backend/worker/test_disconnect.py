@@ -44,7 +44,7 @@ def test_a_client_that_leaves_is_one_abort(receiver: Receiver, tmp_path: Path) -
     left, stayed = sorted(receiver.named("engine.generate"), key=lambda span: span.start_ns)
     assert (left.attributes["cancelled"], stayed.attributes["cancelled"]) == (True, False)
     told = [event.name for event in left.events]
-    assert told == ["first_token", "stop", "abort_requested", "abort_made"]
+    assert told == ["first_token", "stop", "abort_requested", "abort_called"]
     (aborts,) = receiver.points_of("rx_backend.aborts")
     assert (aborts.attributes["rx_backend.abort"], aborts.value) == ("immediate", 1.0)
     (active,) = receiver.points_of("rx_backend.requests.active")

@@ -74,7 +74,7 @@ def test_a_tokenizer_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.needs("dynamo")
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     """
-    A made-up one would turn its text into nonsense; nothing was served, and all is cleaned up.
+    A placeholder would turn its text into nonsense; nothing was served, and all is cleaned up.
 
     The model may be known by an option, by an argument's value, or because the engine says that it
     needs a tokenizer, where another engine behind it too.
