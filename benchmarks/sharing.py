@@ -227,7 +227,7 @@ async def _kept_answers() -> None:
             gc.collect()
             size = (tracemalloc.get_traced_memory()[0] - before) / count
             tracemalloc.stop()
-            print(f"  {tokens:>6} tokens{size:>12,.0f}{streams.held().held_bytes / count:>12,.0f}")
+            print(f"  {tokens:>6} tokens{size:>12,.0f}{streams.stats().held_bytes / count:>12,.0f}")
 
 
 async def _many_answers() -> None:

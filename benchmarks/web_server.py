@@ -170,7 +170,7 @@ class Service:
         """Return what the process has used so far; after a garbage collection where that is asked."""
         if http_request.query_params:
             gc.collect()
-        held = self.streams.held()
+        held = self.streams.stats()
         lag, self.loop_lag_s = self.loop_lag_s, 0.0
         return JSONResponse(
             {

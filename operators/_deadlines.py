@@ -31,10 +31,10 @@ class DeadlineExpired(TimeoutError):
     'no item for 2.5 s (idle_s), tokens so far: 7'
     """
 
-    said: ClassVar[str] = "no end within {:g} s"
+    message_format: ClassVar[str] = "no end within {:g} s"
 
     def __init__(self, seconds: float, tokens: int, *, retry: bool = False) -> None:
-        super().__init__(f"{self.said.format(seconds)}, tokens so far: {tokens}")
+        super().__init__(f"{self.message_format.format(seconds)}, tokens so far: {tokens}")
         self.seconds = seconds
         self.tokens = tokens
         self.retry = retry
@@ -46,19 +46,19 @@ class DeadlineExpired(TimeoutError):
 class FirstTokenTimeout(DeadlineExpired):
     """No token came within ``first_token_s``."""
 
-    said = "no first token within {:g} s (first_token_s)"
+    message_format = "no first token within {:g} s (first_token_s)"
 
 
 class IdleTimeout(DeadlineExpired):
     """After the first token, no item came for ``idle_s``."""
 
-    said = "no item for {:g} s (idle_s)"
+    message_format = "no item for {:g} s (idle_s)"
 
 
 class TotalTimeout(DeadlineExpired):
     """The stream did not end within ``total_s``."""
 
-    said = "no end within {:g} s (total_s)"
+    message_format = "no end within {:g} s (total_s)"
 
 
 def _check(**given: object) -> None:

@@ -75,13 +75,13 @@ class TokenRecorder(Hooks[C, C]):
             clock = times.clock
             times.started = clock()
             times.is_timed = True
-            self.step = times.look
+            self.step = times.record
             self.visit: Visit = _NOT_NOTED
             self.values: tuple[Any, ...] = (times.times.append, clock)
         elif counted:
             self.step, self.visit, self.values = times.count, _NOT_COUNTED, (times.count_one,)
         else:
-            self.step, self.visit, self.values = times.look_at_terminal, _TERMINALS, ()
+            self.step, self.visit, self.values = times.record_terminal_only, _TERMINALS, ()
 
 
 # The condition itself records or counts a chunk of one token; other chunks, and terminals, visit.

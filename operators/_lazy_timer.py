@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 from operators._core.loop_clock import loop_clock
-from operators._core.tasks import weakly
+from operators._core.tasks import weak_callback
 
 __all__ = ("LazyTimer",)
 
@@ -51,7 +51,7 @@ class LazyTimer:
                 self._handle.cancel()
             self._at = due
             # A pending timer must not keep an abandoned stream alive.
-            call = weakly(self._end_turn)
+            call = weak_callback(self._end_turn)
             self._handle = self._loop.call_at(due, call, context=self._context)
 
     def cancel(self) -> None:

@@ -85,7 +85,7 @@ def watching(
         tracker.subscribe(callback)
 
     def look(terminal: C) -> C:
-        record.note_terminal(terminal)
+        record.record_terminal(terminal)
         return terminal
 
     def end(failure: Exception | None, _dropped: bool) -> None:

@@ -11,7 +11,7 @@ from operators._raw_chunk import field_of, tokens_in
 from operators.span_names import DROPPED, ERROR_TERMINAL
 from operators.token_times import TokenTimes, worst_reason
 
-__all__ = ("HandedOut", "Outcome", "OutcomeTracker", "error_type_of")
+__all__ = ("DeliveredItems", "Outcome", "OutcomeTracker", "error_type_of")
 
 
 class Outcome(NamedTuple):
@@ -24,8 +24,8 @@ class Outcome(NamedTuple):
         is_cancelled: Whether the request had been asked to stop, or was dropped.
         times: When its chunks with content arrived, if recorded.
         finish_reasons: The reasons of all answers, by their index.
-        handed_out: How many tokens were handed out, if later operators may have removed some; None
-            if *times* has the number.
+        delivered_tokens: How many tokens were handed out, if later operators may have removed some;
+            None if *times* has the number.
     """
 
     finish_reason: Any
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     is_cancelled: bool
     times: TokenTimes | None = None
     finish_reasons: tuple[Any, ...] = ()
-    handed_out: int | None = None
+    delivered_tokens: int | None = None
 
     @property
     def is_dropped(self) -> bool:
@@ -53,8 +53,8 @@ class Outcome(NamedTuple):
         If nothing was counted, the number in the terminals' usage; None without it.
         """
         times = self.times
-        if self.handed_out is not None or times is None:
-            return self.handed_out
+        if self.delivered_tokens is not None or times is None:
+            return self.delivered_tokens
         return times.output_tokens if times.is_counted else times.usage_tokens
 
 
@@ -71,7 +71,7 @@ def error_type_of(outcome: Outcome) -> str | None:
     return ERROR_TERMINAL if outcome.is_error else None
 
 
-class HandedOut:
+class DeliveredItems:
     """
     What the consumer received, item by item: for streams with operators on annotated items.
 
@@ -126,7 +126,7 @@ class HandedOut:
         self.tokens += 1
         self._has_chunk = self.is_known = True
 
-    def look(self, item: Any) -> Any:
+    def record(self, item: Any) -> Any:
         """Record an item, and return it."""
         fields, error = _fields_of(item), getattr(item, "error", None)
         error = error if isinstance(error, Exception) else None
@@ -139,7 +139,7 @@ class HandedOut:
             self.is_known = False
         return item
 
-    def subtract(self, left: HandedOut) -> None:
+    def subtract(self, left: DeliveredItems) -> None:
         """Subtract the items that *left* has recorded: they were not handed out after all."""
         self.tokens -= left.tokens
         for index in left._terminals:
@@ -191,14 +191,14 @@ class OutcomeTracker:
 
     Attributes:
         failure: What the stream failed with.
-        handed_out: What the consumer received, if that may differ from the engine's chunks.
+        delivered: What the consumer received, if that may differ from the engine's chunks.
     """
 
     __slots__ = (
         "_left",
         "_observers",
+        "delivered",
         "failure",
-        "handed_out",
         "times",
     )
 
@@ -206,8 +206,8 @@ class OutcomeTracker:
         self.times = times
         self._observers: tuple[Callable[[Outcome], object], ...] = ()
         self.failure: Exception | None = None
-        self.handed_out: HandedOut | None = None
-        self._left: HandedOut | None = None
+        self.delivered: DeliveredItems | None = None
+        self._left: DeliveredItems | None = None
 
     def subscribe(self, observer: Callable[[Outcome], object]) -> None:
         """Have *observer* called with the outcome when the stream is over."""
@@ -215,18 +215,18 @@ class OutcomeTracker:
 
     def has_ended(self) -> bool:
         """Return whether the consumer received the last answer's terminal, or an error item."""
-        handed = self.handed_out
+        handed = self.delivered
         if handed is not None and handed.is_known:
             return bool(handed.failures) or len(handed.reasons) >= self.times.answers
         return self.failure is not None or len(self.times.finish_reasons) >= self.times.answers
 
     def mark_undelivered(self, items: Sequence[Any]) -> None:
         """Subtract items that a drop kept from the consumer."""
-        left = self._left or HandedOut(lambda reason: reason)
+        left = self._left or DeliveredItems(lambda reason: reason)
         for item in items:
-            left.look(item)
-        if self.handed_out is not None:
-            self.handed_out.subtract(left)
+            left.record(item)
+        if self.delivered is not None:
+            self.delivered.subtract(left)
         else:
             self._left = left
 
@@ -252,14 +252,14 @@ class OutcomeTracker:
                 _log.error("an observer of outcomes failed", exc_info=redacted_exc_info(error))
         # Its traceback may refer to the consumer's frame, and so back to this tracker.
         self.failure = None
-        if self.handed_out is not None:
-            self.handed_out.error = None
+        if self.delivered is not None:
+            self.delivered.error = None
         return outcome
 
     def _decide(
         self, dropped_for: Exception | None, *, dropped: bool, is_cancelled: bool
     ) -> Outcome:
-        times, handed, left = self.times, self.handed_out, self._left
+        times, handed, left = self.times, self.delivered, self._left
         reasons, failure, tokens = times.finish_reasons, self.failure, None
         if handed is not None and handed.is_known:
             tokens, has_ended = handed.output_tokens, self.has_ended()
@@ -280,9 +280,9 @@ class OutcomeTracker:
         # After the end that the consumer received, a drop no longer counts (row P6a).
         if dropped and not has_ended:
             is_cancelled = is_cancelled or dropped_for is None
-            return Outcome(None, dropped_for, is_cancelled, times, handed_out=tokens)
+            return Outcome(None, dropped_for, is_cancelled, times, delivered_tokens=tokens)
         if failure is not None:
-            return Outcome(None, failure, is_cancelled, times, handed_out=tokens)
+            return Outcome(None, failure, is_cancelled, times, delivered_tokens=tokens)
         in_order = tuple(map(reasons.__getitem__, sorted(reasons)))
         return Outcome(worst_reason(in_order), None, is_cancelled, times, in_order, tokens)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeAlias, cast, overload
 from typing_extensions import TypeVar
 
 from operators._core.assemble import AnyOperator, Plan
-from operators._core.drawing import drawn
+from operators._core.drawing import draw_plan
 from operators._core.item_types import Transform
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
@@ -182,7 +182,7 @@ class Pipeline(Generic[T_co]):
           |
         consumer
         """
-        return drawn(Plan(self.operators))
+        return draw_plan(Plan(self.operators))
 
     def __repr__(self) -> str:
         chunks = ", ".join(map(_shown, self.chunks))

@@ -40,7 +40,7 @@ def record_span(
     reason_name: Callable[[Any], str] = str,
     error_kind: Callable[[Exception], str] = _type_name,
     error_type: Callable[[Outcome], str | None] = error_type_of,
-    more: Callable[[], Mapping[str, AttributeValue]] = _nothing_more,
+    extra_attributes: Callable[[], Mapping[str, AttributeValue]] = _nothing_more,
     scope: StreamScope | None = None,
 ) -> Callbacks[Any, Any] | None:
     """
@@ -63,7 +63,7 @@ def record_span(
         reason_name: Returns a finish reason's text on the span.
         error_kind: Returns a failure's kind for the span, and for its status description.
         error_type: Returns ``error.type`` for an outcome other than success.
-        more: Returns further attributes; called at the end.
+        extra_attributes: Returns further attributes; called at the end.
         scope: The scope of the stream; filled in by a pipeline. Then the scope's outcome is
             written: that of what the consumer received (row O2), wherever the operator is.
 
@@ -91,7 +91,7 @@ def record_span(
         raise TypeError("record_span: span: expected a span, or a scope")
     if not span.is_recording():
         return Callbacks(on_end=lambda _failure, _dropped: span.end())
-    parts = _Parts(span, attributes, more)
+    parts = _Parts(span, attributes, extra_attributes)
     return watching(_SpanWriter(parts, reason_name, error_kind, error_type), times, is_cancelled)
 
 

@@ -20,7 +20,7 @@ A = TypeVar("A")
 
 def share_replay(
     buffer: Annotated[int, AtLeast(1)] | None = None,
-    ahead: Annotated[int, AtLeast(0)] = 0,
+    max_ahead: Annotated[int, AtLeast(0)] = 0,
     linger_s: Annotated[float, AtLeast(0, "seconds")] | None = 0.0,
 ) -> ShareReplay:
     """
@@ -40,13 +40,13 @@ def share_replay(
         shared = observable.pipe(share_replay(buffer=16))
 
     The source is subscribed to, or first pulled, when the first reader comes, and pulled at most
-    *ahead* items beyond the fastest reader; a slow reader does not slow the others. Items that an
-    Observable pushes on its own wait in memory.
+    *max_ahead* items beyond the fastest reader; a slow reader does not slow the others. Items that
+    an Observable pushes on its own wait in memory.
 
     Args:
-        buffer: How many of the last items are held, at least *ahead*; None for all of them. A
+        buffer: How many of the last items are held, at least *max_ahead*; None for all of them. A
             reader that lags behind them fails with :class:`PositionDropped`.
-        ahead: How many items the source may be ahead of the fastest reader; with 0 it is pulled
+        max_ahead: How many items the source may be ahead of the fastest reader; with 0 it is pulled
             only while a reader waits.
         linger_s: How many seconds after the last reader has left to close the source; None keeps
             pulling it without readers.
@@ -81,27 +81,28 @@ def share_replay(
     made or
     ['be', 'or']
     """
-    check_arguments(share_replay, buffer, ahead, linger_s)
-    if buffer is not None and buffer < ahead:
+    check_arguments(share_replay, buffer, max_ahead, linger_s)
+    if buffer is not None and buffer < max_ahead:
         raise ValueError(
-            f"share_replay: buffer: expected at least ahead={ahead}, or None, got {buffer!r}"
+            f"share_replay: buffer: expected at least max_ahead={max_ahead}, or None, "
+            f"got {buffer!r}"
         )
-    return ShareReplay(buffer, ahead, linger_s)
+    return ShareReplay(buffer, max_ahead, linger_s)
 
 
 class ShareReplay(OnWholeStreams):
     """The result of :func:`share_replay`: call it with a stream, or pass it to ``pipe``."""
 
-    __slots__ = ("_ahead", "_buffer", "_linger_s")
+    __slots__ = ("_buffer", "_linger_s", "_max_ahead")
 
     instead = (
         "share_replay shares a stream among several readers, and a pipeline's stream has one: "
         "apply it to what generate() returns, share_replay()(stream)"
     )
 
-    def __init__(self, buffer: int | None, ahead: int, linger_s: float | None) -> None:
+    def __init__(self, buffer: int | None, max_ahead: int, linger_s: float | None) -> None:
         self._buffer = buffer
-        self._ahead = ahead
+        self._max_ahead = max_ahead
         self._linger_s = linger_s
 
     @overload
@@ -118,7 +119,7 @@ class ShareReplay(OnWholeStreams):
         return SharedStream(
             _items_of(source),
             log=ItemLog(self._buffer),
-            ahead=self._ahead,
+            max_ahead=self._max_ahead,
             linger_s=self._linger_s,
         )
 

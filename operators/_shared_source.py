@@ -45,12 +45,12 @@ class SharedSource(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_ahead",
         "_context",
         "_failure",
         "_is_abandoned",
         "_linger",
         "_linger_s",
+        "_max_ahead",
         "_on_abandoned",
         "_on_end",
         "_pump",
@@ -66,7 +66,7 @@ class SharedSource(Generic[T]):
         self,
         source: AsyncIterator[T],
         log: ReplayLog[T],
-        ahead: int,
+        max_ahead: int,
         linger_s: float | None,
         *,
         on_abandoned: Callable[[], None] | None,
@@ -74,7 +74,7 @@ class SharedSource(Generic[T]):
     ) -> None:
         self._source: AsyncIterator[T] | None = source
         self.log = log
-        self._ahead = ahead
+        self._max_ahead = max_ahead
         self._linger_s = linger_s
         self._on_abandoned = on_abandoned
         self._on_end = on_end
@@ -178,7 +178,7 @@ class SharedSource(Generic[T]):
         if readers.waiting or self._is_abandoned or (self._linger_s is None and not readers):
             return log.make_room(log.head)
         ahead = log.head - readers.fastest
-        is_wanted = ahead < self._ahead or (ahead == 0 and readers.has_mark_in_front())
+        is_wanted = ahead < self._max_ahead or (ahead == 0 and readers.has_mark_in_front())
         return is_wanted and log.make_room(readers.fastest)
 
     def _demand(self) -> None:

@@ -28,15 +28,15 @@ class SharedStream(Observable[T], Generic[T]):
     """
     One source, read by any number of readers, each at its own pace.
 
-    One task pulls the source, at most *ahead* items ahead of the fastest reader. The items are held
-    in *log*, so readers may come late, lag, and resume where they were. A position is the number of
-    source items that a reader has received.
+    One task pulls the source, at most *max_ahead* items ahead of the fastest reader. The items are
+    held in *log*, so readers may come late, lag, and resume where they were. A position is the
+    number of source items that a reader has received.
 
     Args:
         source: An asynchronous iterator, such as a ``rx_backend.ResponseStream``; the shared stream
             owns it.
         log: Holds the items; by default all of them.
-        ahead: How many items the source may be ahead of the fastest reader. With 0 it is pulled
+        max_ahead: How many items the source may be ahead of the fastest reader. With 0 it is pulled
             only while a reader waits.
         linger_s: How many seconds after the last reader has left the stream counts as abandoned;
             None for never, which keeps pulling the source without readers.
@@ -68,7 +68,7 @@ class SharedStream(Observable[T], Generic[T]):
         source: AsyncIterator[T],
         *,
         log: ReplayLog[T] | None = None,
-        ahead: Annotated[int, AtLeast(0)] = 0,
+        max_ahead: Annotated[int, AtLeast(0)] = 0,
         linger_s: Annotated[float, AtLeast(0, "seconds")] | None = 0.0,
         on_abandoned: Callable[[], None] | None = None,
         on_end: OnEnd | None = None,
@@ -81,14 +81,14 @@ class SharedStream(Observable[T], Generic[T]):
         check_arguments(
             SharedStream,
             source,
-            ahead=ahead,
+            max_ahead=max_ahead,
             linger_s=linger_s,
             on_abandoned=on_abandoned,
             on_end=on_end,
         )
         held: ReplayLog[T] = ItemLog() if log is None else log
         self._shared = SharedSource(
-            source, held, ahead, linger_s, on_abandoned=on_abandoned, on_end=on_end
+            source, held, max_ahead, linger_s, on_abandoned=on_abandoned, on_end=on_end
         )
 
     @property

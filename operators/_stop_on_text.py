@@ -95,7 +95,7 @@ def stop_on_text(
             passed[tail.index] = (before + tail.text)[-longest:]
             yield from tail.rest()
         else:
-            yield from tail.take_all_but(tail.begun(*stops))
+            yield from tail.take_all_but(tail.partial_match(*stops))
 
     return hold_back(step, limit=max(4096, longest), answers=answers, scope=scope)
 

@@ -39,7 +39,7 @@ def hold_back(
                 while (place := tail.text.find(secret)) >= 0:
                     yield from tail.take(place)
                     yield from tail.replace(len(secret), "***")
-                yield from tail.take_all_but(tail.begun(secret))
+                yield from tail.take_all_but(tail.partial_match(secret))
 
             return (yield from hold_back(step))
 
@@ -88,7 +88,7 @@ def hold_back(
                 yield complete_with(*_rest(tails.values(), step), *made)
                 return
         else:
-            made += tail.beyond(limit)
+            made += tail.overflow(limit)
         out = emit(*made)
 
 
@@ -146,7 +146,7 @@ class TextTail:
         """Whether no chunk is held."""
         return not self._held
 
-    def begun(self, *words: str) -> int:
+    def partial_match(self, *words: str) -> int:
         """
         Return how many characters at the end of the text may begin one of *words*.
 
@@ -155,7 +155,7 @@ class TextTail:
         >>> from rx_backend import LLMEngineOutput
         >>> tail = TextTail()
         >>> tail.add(LLMEngineOutput(text="a <thi"))
-        >>> tail.begun("<think>")
+        >>> tail.partial_match("<think>")
         4
         """
         if self.is_last:
@@ -269,7 +269,7 @@ class TextTail:
         """Return all held chunks."""
         return self.take(len(self.text))
 
-    def beyond(self, limit: int) -> list[Any]:
+    def overflow(self, limit: int) -> list[Any]:
         """Return what is held beyond *limit* characters, and beyond *limit* chunks."""
         surplus = self._held[: max(0, len(self._held) - limit)]
         characters = sum(len(_text(held.chunk)) for held in surplus)

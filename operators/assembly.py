@@ -5,7 +5,7 @@ from operators._chunk import HAS_CONTENT, IS_TERMINAL
 from operators._core.aio_inbox import SubscribesAsync
 from operators._core.arguments import CHECKED, check_arguments
 from operators._core.assemble import Plan, make_stream, plan_of
-from operators._core.drawing import drawn
+from operators._core.drawing import draw_plan
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
 from operators._core.loop_clock import loop_clock
 from operators._core.loop_scheduler import with_loop_timers
@@ -18,10 +18,10 @@ from operators._core.release import StreamObserver
 from operators._core.segment import close_quietly, first_pull
 from operators._core.sources import source_of
 from operators._core.stage import Callbacks
-from operators._core.tasks import defer_to_loop, done, running_loop, start_task, weakly
+from operators._core.tasks import defer_to_loop, done, running_loop, start_task, weak_callback
 from operators._encodable import encodable, encodable_data
 from operators._itl_window import TokenRecorder
-from operators._outcome import HandedOut, OutcomeTracker, error_type_of
+from operators._outcome import DeliveredItems, OutcomeTracker, error_type_of
 from operators._raw_chunk import answer_in, is_terminal, tokens_in
 
 __all__ = (
@@ -29,7 +29,7 @@ __all__ = (
     "HAS_CONTENT",
     "IS_TERMINAL",
     "Callbacks",
-    "HandedOut",
+    "DeliveredItems",
     "Mailbox",
     "OpenAnswers",
     "OutcomeTracker",
@@ -44,7 +44,7 @@ __all__ = (
     "close_quietly",
     "defer_to_loop",
     "done",
-    "drawn",
+    "draw_plan",
     "drop_top_frame",
     "encodable",
     "encodable_data",
@@ -63,6 +63,6 @@ __all__ = (
     "source_of",
     "start_task",
     "tokens_in",
-    "weakly",
+    "weak_callback",
     "with_loop_timers",
 )

@@ -37,6 +37,6 @@ def add_event(
 
 def add_first_token(span: Span, times: TokenTimes) -> None:
     """Add the first token's event, with its own time, once the token has arrived. Idempotent."""
-    if times.times and times.epoch_ns is not None and not times.is_first_told:
-        times.is_first_told = True
+    if times.times and times.epoch_ns is not None and not times.has_first_token_event:
+        times.has_first_token_event = True
         span.add_event(names.FIRST_TOKEN, timestamp=times.epoch_ns_of(times.times[0]))

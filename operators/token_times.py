@@ -68,7 +68,7 @@ class TokenTimes:
         is_timed: Whether times are recorded; False before the stream starts, and if tokens are only
             counted.
         is_counted: Whether tokens are counted, with their times or without.
-        is_first_told: Whether the first token was written as an event of the span.
+        has_first_token_event: Whether the first token was written as an event of the span.
         answers: How many answers the request has.
         finish_reasons: Those of the terminals so far, by the index of their answer.
         times: The clock at each chunk that had content, in seconds.
@@ -85,8 +85,8 @@ class TokenTimes:
         "counted",
         "epoch_ns",
         "finish_reasons",
+        "has_first_token_event",
         "is_counted",
-        "is_first_told",
         "is_timed",
         "setup_ms",
         "sizes",
@@ -107,7 +107,7 @@ class TokenTimes:
         self.started = 0.0
         self.is_timed = False
         self.is_counted = False
-        self.is_first_told = False
+        self.has_first_token_event = False
         self.finish_reasons: dict[int, Any] = {}
         self.usage_tokens: int | None = None
         self.times = array("d")
@@ -148,13 +148,13 @@ class TokenTimes:
         is_first_without = bool(without_ids) and without_ids[0] == 0
         return self.output_tokens - (0 if is_first_without else self.sizes.get(0, 1))
 
-    def look(self, chunk: C) -> C:
+    def record(self, chunk: C) -> C:
         """Record a chunk unless it has one token, which the condition has recorded; return it."""
         tokens = len(chunk.token_ids)
         if tokens != 1 and has_content(chunk):
-            self.note_content(tokens)
+            self.record_content(tokens)
         if chunk.finish_reason is not None:
-            self.note_terminal(chunk)
+            self.record_terminal(chunk)
         return chunk
 
     def count(self, chunk: C) -> C:
@@ -163,15 +163,15 @@ class TokenTimes:
         if tokens > 1:
             self.counted += tokens
         if chunk.finish_reason is not None:
-            self.note_terminal(chunk)
+            self.record_terminal(chunk)
         return chunk
 
-    def look_at_terminal(self, chunk: C) -> C:
+    def record_terminal_only(self, chunk: C) -> C:
         """Record the end of an answer, and return its chunk."""
-        self.note_terminal(chunk)
+        self.record_terminal(chunk)
         return chunk
 
-    def note_content(self, tokens: int) -> None:
+    def record_content(self, tokens: int) -> None:
         """Record that a chunk with content arrives now, with *tokens* token ids."""
         if not tokens:
             if not isinstance(self.without_ids, array):
@@ -181,7 +181,7 @@ class TokenTimes:
             self.sizes[len(self.times)] = tokens
         self.times.append(self.clock())
 
-    def note_terminal(self, chunk: Chunk) -> None:
+    def record_terminal(self, chunk: Chunk) -> None:
         """Record the end of an answer: its finish reason, and its usage if any."""
         self.finish_reasons.setdefault(answer_of(chunk), chunk.finish_reason)
         tokens = getattr(getattr(chunk, "completion_usage", None), "completion_tokens", None)

@@ -14,7 +14,7 @@ from opentelemetry.trace import INVALID_SPAN, Tracer
 from typing_extensions import TypeVar
 
 from operators import NotAnOperator, Pipeline, TokenTimes
-from operators.assembly import Plan, drawn, loop_clock, make_stream
+from operators.assembly import Plan, draw_plan, loop_clock, make_stream
 from operators.authoring import AnyOperator, Clock, Transform
 from rx_backend import telemetry
 from rx_backend.checks import function, instance
@@ -167,7 +167,7 @@ class EngineAdapter(Generic[T_co]):
             raise InvalidArgument(
                 "draw: the pipeline is a function of a request's scope; draw its result"
             )
-        return drawn(self._plan)
+        return draw_plan(self._plan)
 
     async def generate(
         self, request: PreprocessedRequest, context: RequestContext | None = None

@@ -7,12 +7,12 @@ import os
 
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("HIGHEST_PORT", "cannot_listen", "host_and_port", "port_number")
+__all__ = ("MAX_PORT", "cannot_listen", "host_and_port", "port_number")
 
-HIGHEST_PORT = 65535
+MAX_PORT = 65535
 
 
-def port_number(setting: str, text: str, highest: int = HIGHEST_PORT) -> int:
+def port_number(setting: str, text: str, highest: int = MAX_PORT) -> int:
     """
     Return the port in *text*; 0 means any.
 

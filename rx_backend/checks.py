@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("file_path", "fraction", "function", "instance", "number", "text", "whole")
+__all__ = ("file_path", "fraction", "function", "instance", "integer", "number", "text")
 
 # An `int` above this can't be a `float`.
 _LARGEST = sys.float_info.max
 
 
-def whole(
+def integer(
     name: str, value: object, *, low: int | None = None, high: int | None = None, unit: str = ""
 ) -> int:
     """Return *value* if it is an ``int`` from *low* to *high*, else raise `InvalidArgument`."""

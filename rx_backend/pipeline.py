@@ -19,7 +19,7 @@ from operators import (
 from operators.assembly import (
     HAS_CONTENT,
     Callbacks,
-    HandedOut,
+    DeliveredItems,
     Plan,
     TokenRecorder,
     callbacks,
@@ -162,7 +162,7 @@ class OutcomeRecorder(TokenRecorder[Any]):
 @callbacks()
 def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
     """Record what the consumer receives, and fail a stream that was cut short (row S9)."""
-    handed = scope.outcome.handed_out = HandedOut(FinishReason.parse)
+    handed = scope.outcome.delivered = DeliveredItems(FinishReason.parse)
 
     def complete(ended_by: str | None) -> StageResult | None:
         if scope.outcome.has_ended():
@@ -181,7 +181,7 @@ def watch_items(*, scope: RequestScope = SCOPE) -> Callbacks[Any, Any]:
             handed.is_known = True
 
     return Callbacks(
-        handed.look,
+        handed.record,
         only=_IS_UNUSUAL,
         names={"annotated": Annotated, "output": LLMEngineOutput, "count": handed.count_one},
         on_complete=complete,

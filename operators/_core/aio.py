@@ -14,7 +14,7 @@ from operators._core.aio_operator import (
 )
 from operators._core.foreign import ForeignSegment
 from operators._core.own_copy import own_copy
-from operators._core.tasks import weakly
+from operators._core.tasks import weak_callback
 
 if TYPE_CHECKING:
     from aioreactive import AsyncDisposable, AsyncObserver
@@ -38,7 +38,10 @@ class AioSegment(ForeignSegment[AioInbox]):
 
     def _observable(self) -> SubscribesAsync[Any]:
         # The library's tasks keep references to these.
-        subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
+        subscribed, unsubscribed = (
+            weak_callback(self._subscribed),
+            weak_callback(self._unsubscribed),
+        )
 
         async def unsubscribe() -> None:
             unsubscribed()
@@ -53,7 +56,7 @@ class AioSegment(ForeignSegment[AioInbox]):
 
     def _receive(self, observable: SubscribesAsync[Any]) -> None:
         # Most operators don't unsubscribe from their source at the end.
-        self._inbox = AioInbox(observable, lead=-1, on_end=weakly(self._unsubscribed))
+        self._inbox = AioInbox(observable, lead=-1, on_end=weak_callback(self._unsubscribed))
 
     async def _feed(self, item: Any) -> None:
         if self._observer is not None:

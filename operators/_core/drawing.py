@@ -11,14 +11,14 @@ from operators._core.assemble import AnyOperator, Boundary, Plan
 from operators._core.naming import name_of
 from operators._core.rx import answers_at_once
 
-__all__ = ("drawn",)
+__all__ = ("draw_plan",)
 
 _FUSED = "fused: one loop, run by the consumer's pull"
 _FED = "fed in the consumer's pull"
 _DETACHED = "detached: a task pulls for it"
 
 
-def drawn(plan: Plan) -> str:
+def draw_plan(plan: Plan) -> str:
     """Draw a plan, from the engine down to the consumer."""
     width = max((len(name_of(operator)) for operator in plan.operators), default=0) + 2
     lines = ["engine", "  |"]

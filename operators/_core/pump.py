@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import current_task, done, start_task, weakly
+from operators._core.tasks import current_task, done, start_task, weak_callback
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -94,7 +94,7 @@ class Pump(Generic[T]):
             )
             if context is None:
                 source.pulled_by(self.task)
-            self.task.add_done_callback(weakly(self._task_done))
+            self.task.add_done_callback(weak_callback(self._task_done))
         else:
             self._wake()
 

@@ -17,7 +17,7 @@ from operators._core.inbox import RxInbox
 from operators._core.loop_scheduler import LoopScheduler
 from operators._core.naming import home_of
 from operators._core.own_copy import own_copy
-from operators._core.tasks import weakly
+from operators._core.tasks import weak_callback
 
 __all__ = ("RxOperator", "RxSegment", "answers_at_once")
 
@@ -118,7 +118,10 @@ class RxSegment(ForeignSegment[RxInbox]):
 
     def _observable(self) -> Observable[Any]:
         # A timer keeps a reference to its operator's source.
-        subscribed, unsubscribed = weakly(self._subscribed), weakly(self._unsubscribed)
+        subscribed, unsubscribed = (
+            weak_callback(self._subscribed),
+            weak_callback(self._unsubscribed),
+        )
 
         def subscribe(
             observer: abc.ObserverBase[Any], scheduler: abc.SchedulerBase | None = None

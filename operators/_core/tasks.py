@@ -22,7 +22,7 @@ __all__ = (
     "start_eagerly",
     "start_release",
     "start_task",
-    "weakly",
+    "weak_callback",
 )
 
 P = ParamSpec("P")
@@ -167,7 +167,7 @@ def is_elsewhere(loop: asyncio.AbstractEventLoop) -> bool:
     return running is not None and running is not loop
 
 
-def weakly(method: Callable[P, object]) -> Callable[P, None]:
+def weak_callback(method: Callable[P, object]) -> Callable[P, None]:
     """
     Return a function that calls *method* while its object lives.
 

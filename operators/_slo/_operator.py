@@ -36,7 +36,7 @@ def slo(
     *,
     windows: Annotated[SloWindows, CHECKED],
     key: Key,
-    itl_by: Literal["mean", "p99"] = "mean",
+    itl_statistic: Literal["mean", "p99"] = "mean",
     scope: StreamScope | None = None,
 ) -> Callbacks[Any, Any] | None:
     """
@@ -70,12 +70,12 @@ def slo(
         itl_ms: Target for the latency between tokens, in ms; None for none.
         windows: The windows to count in.
         key: The key to count under: a model, or a tuple such as model and tenant.
-        itl_by: The figure to compare with *itl_ms*: the mean over the request's tokens, or their
-            99th percentile (row F5). Requests that did not finish are judged by the mean.
+        itl_statistic: The figure to compare with *itl_ms*: the mean over the request's tokens, or
+            their 99th percentile (row F5). Requests that did not finish are judged by the mean.
         scope: The scope of the stream; filled in by a pipeline.
 
     Raises:
-        ValueError: No target is given, one is out of range, or *itl_by* is invalid; when the
+        ValueError: No target is given, one is out of range, or *itl_statistic* is invalid; when the
             operator is made.
         TypeError: *key* is neither a string nor a tuple of strings; when the operator is made.
 
@@ -98,7 +98,7 @@ def slo(
         times = scope.times
     else:
         times, note = _own_record(windows, scope)
-    request = SloRequest(key, times, ttft_ms, itl_ms, itl_by == "p99")
+    request = SloRequest(key, times, ttft_ms, itl_ms, itl_statistic == "p99")
     windows.opened(request)
     if scope is not None:
 
@@ -130,9 +130,9 @@ def _own_record(
     def note(item: Any) -> Any:
         chunk = getattr(item, "data", item)
         if has_content(chunk):
-            times.note_content(tokens_in(chunk))
+            times.record_content(tokens_in(chunk))
         if getattr(chunk, "finish_reason", None) is not None:
-            times.note_terminal(chunk)
+            times.record_terminal(chunk)
         return item
 
     return times, note

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from time import monotonic
 from typing import Any, Final, Self, TypeAlias
 
-from operators.assembly import defer_to_loop, tokens_in, weakly
+from operators.assembly import defer_to_loop, tokens_in, weak_callback
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.context import ContextBridge
 from rx_backend.dynamo.outlet import ClientLeft, Outlet
@@ -218,8 +218,10 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
         start, self._open = self._open, None
         context, self._context = self._context, None
         assert start is not None  # noqa: S101 - for the type checker
-        self._left.enter_context(self._admit(context, weakly(self.fail)))
-        self._bridge = ContextBridge(context, decode=self._decode, on_kill=weakly(self._end_killed))
+        self._left.enter_context(self._admit(context, weak_callback(self.fail)))
+        self._bridge = ContextBridge(
+            context, decode=self._decode, on_kill=weak_callback(self._end_killed)
+        )
         task = self._opening = asyncio.current_task()
         try:
             stream = await start(self._bridge.request_context)
@@ -242,7 +244,7 @@ class ServedStream(AsyncIterator[dict[str, Any]]):
             self.close()
         else:
             first_token = self._bridge.request_context.first_token()
-            self._left.callback(first_token.listen(weakly(self.close)))
+            self._left.callback(first_token.listen(weak_callback(self.close)))
 
     def fail(self, error: Exception) -> None:
         """End the request with *error*, on the event loop; the engine's stream is dropped."""

@@ -24,21 +24,21 @@ class AnswerProgress:
 
     Attributes:
         answers: The answers, and which have their terminal.
-        made: The tokens of each answer that has started.
+        output_tokens: The tokens of each answer that has started.
     """
 
-    __slots__ = ("_count", "_prompt_tokens", "answers", "made")
+    __slots__ = ("_count", "_prompt_tokens", "answers", "output_tokens")
 
     def __init__(self, request: PreprocessedRequest) -> None:
         self._prompt_tokens = len(request.token_ids)
         self._count = request.sampling_options.n or 1
         self.answers = OpenAnswers(self._count)
-        self.made: Counter[int] = Counter()
+        self.output_tokens: Counter[int] = Counter()
 
     def add(self, chunk: object) -> None:
         """Count a chunk that is yielded, in any form."""
         answer = answer_in(chunk)
-        self.made[answer] += tokens_in(chunk)
+        self.output_tokens[answer] += tokens_in(chunk)
         if is_terminal(chunk):
             self.answers.end(answer)
 
@@ -49,8 +49,8 @@ class AnswerProgress:
     @property
     def open(self) -> list[int]:
         """The answers without a terminal in order, including those that have not started."""
-        missing = [answer for answer in range(self._count) if answer not in self.made]
-        answers = [*self.made, *missing[: max(0, self._count - len(self.made))]]
+        missing = [answer for answer in range(self._count) if answer not in self.output_tokens]
+        answers = [*self.output_tokens, *missing[: max(0, self._count - len(self.output_tokens))]]
         return sorted(set(answers) - self.answers.ended)
 
     def index(self, answer: int) -> int | None:
@@ -59,7 +59,7 @@ class AnswerProgress:
 
     def usage(self, answer: int) -> CompletionUsage:
         """Return the usage of *answer* so far."""
-        return usage(self._prompt_tokens, self.made[answer])
+        return usage(self._prompt_tokens, self.output_tokens[answer])
 
     def cancelled(self) -> list[LLMEngineOutput]:
         """Return a terminal for each open answer, with its usage so far (row E4)."""

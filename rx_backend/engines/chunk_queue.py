@@ -21,31 +21,31 @@ class ChunkQueue:
     Once the request is stopped, each open answer gets a ``cancelled`` terminal with its usage, and
     these are the last items (row E4); in decode mode a stop takes effect after the first token (row
     A4). The queue belongs to its event loop; other threads may read :attr:`is_full` and
-    :attr:`is_left`.
+    :attr:`is_abandoned`.
 
     Args:
         request: The request, for the usage.
         context: Its context, whose stop ends the stream.
-        ahead: The number of waiting chunks at which the queue is full.
+        max_ahead: The number of waiting chunks at which the queue is full.
         on_change: Called in the loop when there is room again, at a stop, and when the consumer
             exits.
 
     Attributes:
-        is_left: Whether the consumer has exited the context, so that new chunks are useless.
+        is_abandoned: Whether the consumer has exited the context, so that new chunks are useless.
         sent: How many chunks were sent, counted by the producer.
     """
 
     __slots__ = (
-        "_ahead",
         "_box",
         "_context",
         "_has_begun",
         "_last",
+        "_max_ahead",
         "_on_change",
         "_progress",
         "_taken",
         "_unlisten",
-        "is_left",
+        "is_abandoned",
         "sent",
     )
 
@@ -54,12 +54,12 @@ class ChunkQueue:
         request: PreprocessedRequest,
         context: RequestContext,
         *,
-        ahead: int,
+        max_ahead: int,
         on_change: Callable[[], object],
     ) -> None:
         self._progress = AnswerProgress(request)
         self._context = context
-        self._ahead = ahead
+        self._max_ahead = max_ahead
         self._on_change = on_change
         self._box: Mailbox[LLMEngineOutput] = Mailbox()
         self._unlisten: Callable[[], None] = _nothing
@@ -67,13 +67,13 @@ class ChunkQueue:
         self._has_begun = False
         # The chunks still to be yielded once the request is stopped.
         self._last: list[LLMEngineOutput] | None = None
-        self.is_left = False
+        self.is_abandoned = False
         self.sent = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether *ahead* chunks wait."""
-        return self.sent - self._taken >= self._ahead
+        """Whether *max_ahead* chunks wait."""
+        return self.sent - self._taken >= self._max_ahead
 
     def receive(self, chunk: LLMEngineOutput) -> None:
         """Pass a chunk to the consumer."""
@@ -90,7 +90,7 @@ class ChunkQueue:
     def __exit__(self, *_: object) -> None:
         self._unlisten()
         self._box.close()
-        self.is_left = True
+        self.is_abandoned = True
         self._on_change()
 
     def __aiter__(self) -> Self:

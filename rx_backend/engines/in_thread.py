@@ -18,23 +18,23 @@ async def iterate_in_thread(
     request: PreprocessedRequest,
     context: RequestContext,
     *,
-    ahead: int = 16,
+    max_ahead: int = 16,
 ) -> AsyncGenerator[LLMEngineOutput]:
     """
     Iterate over ``make()`` in a new thread, and yield its chunks.
 
     For engines whose library returns a blocking iterator, such as a plain generator. The thread is
-    at most *ahead* chunks ahead of the consumer. Once the request is stopped, each open answer gets
-    a ``cancelled`` terminal, and these are the last items (row E4), at once, even if the iterator
-    blocks. After a stop or a drop the thread closes the iterator and ends, as soon as the iterator
-    has returned its current chunk. An error of the iterator is raised after its chunks.
+    at most *max_ahead* chunks ahead of the consumer. Once the request is stopped, each open answer
+    gets a ``cancelled`` terminal, and these are the last items (row E4), at once, even if the
+    iterator blocks. After a stop or a drop the thread closes the iterator and ends, as soon as the
+    iterator has returned its current chunk. An error of the iterator is raised after its chunks.
 
     Args:
         make: Returns the iterator of chunks, the last one a terminal; called in the thread, with
             the context variables of the first pull.
         request: The request, for its answers and their usage.
         context: Its context.
-        ahead: How many chunks may wait for the consumer.
+        max_ahead: How many chunks may wait for the consumer.
 
     >>> import asyncio
     >>> from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
@@ -49,7 +49,7 @@ async def iterate_in_thread(
     [7] None
     [] stop
     """
-    with ThreadInbox(request, context, ahead=ahead) as inbox:
+    with ThreadInbox(request, context, max_ahead=max_ahead) as inbox:
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(_feed, make, inbox), daemon=True).start()
         async for chunk in inbox:

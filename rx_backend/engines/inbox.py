@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Self
 
 from operators.assembly import running_loop
-from rx_backend.checks import whole
+from rx_backend.checks import integer
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.errors import Unknown
@@ -30,10 +30,10 @@ class ThreadInbox:
     Args:
         request: The request, for its answers and their usage.
         context: Its context.
-        ahead: How many chunks may wait for the consumer.
+        max_ahead: How many chunks may wait for the consumer.
 
     Raises:
-        InvalidArgument: *ahead* is below 1.
+        InvalidArgument: *max_ahead* is below 1.
 
     >>> import asyncio, threading
     >>> from rx_backend import LLMEngineOutput, PreprocessedRequest, RequestContext
@@ -60,17 +60,17 @@ class ThreadInbox:
     __slots__ = ("_loop", "_queue", "_room")
 
     def __init__(
-        self, request: PreprocessedRequest, context: RequestContext, *, ahead: int = 64
+        self, request: PreprocessedRequest, context: RequestContext, *, max_ahead: int = 64
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = threading.Condition()
-        ahead = whole("ahead", ahead, low=1, unit="chunks")
-        self._queue = ChunkQueue(request, context, ahead=ahead, on_change=self._notify)
+        max_ahead = integer("max_ahead", max_ahead, low=1, unit="chunks")
+        self._queue = ChunkQueue(request, context, max_ahead=max_ahead, on_change=self._notify)
 
     @property
-    def is_left(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether the consumer has exited, by a stop, a drop or at the end."""
-        return self._queue.is_left
+        return self._queue.is_abandoned
 
     def put(self, chunk: LLMEngineOutput) -> bool:
         """
@@ -85,13 +85,17 @@ class ThreadInbox:
             RuntimeError: There is no room, and this is the event loop's own thread.
         """
         with self._room:
-            if self._queue.is_full and not self._queue.is_left and running_loop() is self._loop:
+            if (
+                self._queue.is_full
+                and not self._queue.is_abandoned
+                and running_loop() is self._loop
+            ):
                 raise RuntimeError(
                     "ThreadInbox.put: there is no room, and the event loop can't wait for its own "
                     "consumer: put chunks in another thread"
                 )
-            self._room.wait_for(lambda: self._queue.is_left or not self._queue.is_full)
-            if self._queue.is_left:
+            self._room.wait_for(lambda: self._queue.is_abandoned or not self._queue.is_full)
+            if self._queue.is_abandoned:
                 return False
             self._queue.sent += 1
             # In the lock, so that chunks of several threads keep their order.

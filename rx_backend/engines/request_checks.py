@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from rx_backend.checks import fraction, number, whole
+from rx_backend.checks import fraction, integer, number
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest
 
@@ -45,7 +45,7 @@ _RANGES: Final[dict[str, Callable[[str, object], object]]] = {
     "repetition_penalty": partial(number, low=0, above=True),
     "temperature": partial(number, low=0),
     "top_p": fraction,
-    "top_k": partial(whole, low=-1),
+    "top_k": partial(integer, low=-1),
     "min_p": fraction,
 }
 
@@ -119,7 +119,7 @@ def max_tokens(request: PreprocessedRequest, default: int) -> int:
     wanted = request.stop_conditions.max_tokens
     if wanted is None:
         return default
-    return whole("stop_conditions.max_tokens", wanted, low=1, unit="tokens")
+    return integer("stop_conditions.max_tokens", wanted, low=1, unit="tokens")
 
 
 def output_tokens(request: PreprocessedRequest, context_length: int) -> int:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from rx_backend.checks import number, text, whole
+from rx_backend.checks import integer, number, text
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
@@ -53,8 +53,8 @@ class SampleEngine(LLMEngine):
         self._model = text("model", model)
         self._mode = DisaggregationMode.parse(mode)
         self._interval_s = number("token_interval_ms", token_interval_ms, low=0, unit="ms") / 1000
-        self._default = whole("default_max_tokens", default_max_tokens, low=1, unit="tokens")
-        self._vocab_size = whole("vocab_size", vocab_size, low=1)
+        self._default = integer("default_max_tokens", default_max_tokens, low=1, unit="tokens")
+        self._vocab_size = integer("vocab_size", vocab_size, low=1)
         self._live = 0
         self._idle = asyncio.Event()
         self._idle.set()

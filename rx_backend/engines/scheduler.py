@@ -142,11 +142,11 @@ class Scheduler:
             self._waiting = deque(self._staying(self._waiting))
         over = False
         for sequence in self._decoding:
-            made = sequence.made + 1
+            made = sequence.output_tokens + 1
             if made == sequence.target or sequence.leaving or sequence.context.is_stopped:
                 over = self._settle(sequence, made) or over
             else:
-                sequence.made = made
+                sequence.output_tokens = made
                 if sequence.waiter is not None:
                     sequence.wake()
         if over:
@@ -157,13 +157,13 @@ class Scheduler:
         if sequence.should_leave():
             sequence.end()
         elif made < sequence.target:
-            sequence.made = made
+            sequence.output_tokens = made
             sequence.wake()
             return False
         elif sequence.failure is not None:
             sequence.end(sequence.failure)
         else:
-            sequence.made = made
+            sequence.output_tokens = made
             sequence.end()
         self._kv_used -= sequence.kv_tokens
         return True

@@ -48,8 +48,8 @@ class Sequence:
     """
     One request in the scheduler.
 
-    The scheduler writes ``made``, ``ended`` and ``error``; the consumer reads them, and waits for a
-    future in ``waiter`` if there is nothing new.
+    The scheduler writes ``output_tokens``, ``ended`` and ``error``; the consumer reads them, and
+    waits for a future in ``waiter`` if there is nothing new.
 
     Attributes:
         context: The request's context; a stop takes effect at the end of the step.
@@ -58,7 +58,7 @@ class Sequence:
         kv_tokens: KV-cache space that it reserves while in the batch, in tokens.
         patient: Whether a stop waits for the first token, as an earlier end would orphan the
             transfer from the prefill peer (row A4).
-        made: Tokens so far.
+        output_tokens: Tokens so far.
         leaving: Whether it was aborted, or its stream was closed.
     """
 
@@ -67,7 +67,7 @@ class Sequence:
     target: int
     kv_tokens: int
     patient: bool = False
-    made: int = 0
+    output_tokens: int = 0
     failure: BackendError | None = None
     ended: bool = False
     error: BackendError | None = None
@@ -83,7 +83,7 @@ class Sequence:
         """Return whether the sequence was aborted, closed, or stopped by its client."""
         if self.leaving:
             return True
-        return self.context.is_stopped and not (self.patient and self.made == 0)
+        return self.context.is_stopped and not (self.patient and self.output_tokens == 0)
 
     def end(self, error: BackendError | None = None) -> None:
         """End the sequence; its consumer gets the tokens made, then the end."""

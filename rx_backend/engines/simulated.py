@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from rx_backend.checks import fraction, number, text, whole
+from rx_backend.checks import fraction, integer, number, text
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine
@@ -87,15 +87,15 @@ class SimulatedEngine(LLMEngine):
     ) -> None:
         self._model = text("model", model)
         self._mode = DisaggregationMode.parse(mode)
-        self._max_batch = whole("max_batch", max_batch, low=1, unit="requests")
-        self._chunk = whole("prefill_chunk_tokens", prefill_chunk_tokens, low=1, unit="tokens")
+        self._max_batch = integer("max_batch", max_batch, low=1, unit="requests")
+        self._chunk = integer("prefill_chunk_tokens", prefill_chunk_tokens, low=1, unit="tokens")
         if kv_tokens is not None:
-            kv_tokens = whole("kv_tokens", kv_tokens, low=1, unit="tokens")
+            kv_tokens = integer("kv_tokens", kv_tokens, low=1, unit="tokens")
         self._kv_tokens = kv_tokens
-        self._default = whole("default_max_tokens", default_max_tokens, low=1, unit="tokens")
-        self._vocab_size = whole("vocab_size", vocab_size, low=1)
+        self._default = integer("default_max_tokens", default_max_tokens, low=1, unit="tokens")
+        self._vocab_size = integer("vocab_size", vocab_size, low=1)
         self._error_rate = fraction("error_rate", error_rate)
-        self._random = random.Random(whole("seed", seed))  # noqa: S311  # a simulation, no secret
+        self._random = random.Random(integer("seed", seed))  # noqa: S311  # a simulation, no secret
         timing = Timing(
             step_ms=number("step_ms", step_ms, low=0, unit="ms"),
             step_ms_per_sequence=number(
@@ -201,10 +201,10 @@ class SimulatedEngine(LLMEngine):
         before_last = wanted - 1
         try:
             while True:
-                while taken < sequence.made and taken < before_last:
+                while taken < sequence.output_tokens and taken < before_last:
                     yield LLMEngineOutput([taken % vocab_size])
                     taken += 1
-                if taken < sequence.made or sequence.ended:
+                if taken < sequence.output_tokens or sequence.ended:
                     break
                 waiter = sequence.waiter = new_future()
                 await waiter
@@ -219,8 +219,8 @@ class SimulatedEngine(LLMEngine):
         self, sequence: Sequence, request: PreprocessedRequest, wanted: int
     ) -> LLMEngineOutput:
         prompt = len(request.token_ids)
-        if sequence.made < wanted:
-            return LLMEngineOutput.cancelled().with_usage(usage(prompt, sequence.made))
+        if sequence.output_tokens < wanted:
+            return LLMEngineOutput.cancelled().with_usage(usage(prompt, sequence.output_tokens))
         last = LLMEngineOutput.length().with_tokens([(wanted - 1) % self._vocab_size])
         if self._mode.is_prefill:
             last.disaggregated_params = hand_off(_KIND, request, sequence.context.id)

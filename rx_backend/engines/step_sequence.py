@@ -22,10 +22,10 @@ class StepSequence:
         request: The request.
         context: Its context.
         state: The scheduler's own data; at first the argument of `StepThread.stream`.
-        made: Tokens emitted so far.
+        output_tokens: Tokens emitted so far.
     """
 
-    __slots__ = ("_outgoing", "context", "is_over", "made", "queue", "request", "state")
+    __slots__ = ("_outgoing", "context", "is_over", "output_tokens", "queue", "request", "state")
 
     def __init__(
         self, request: PreprocessedRequest, context: RequestContext, queue: ChunkQueue, state: Any
@@ -34,7 +34,7 @@ class StepSequence:
         self.context = context
         self.queue = queue
         self.state = state
-        self.made = 0
+        self.output_tokens = 0
         self.is_over = False
         self._outgoing: Outgoing = []
 
@@ -42,10 +42,10 @@ class StepSequence:
         """Send a chunk; one with a finish reason gets the usage and ends the sequence."""
         if self.is_over:
             raise RuntimeError("emit after the end of the sequence")
-        self.made += len(chunk.token_ids)
+        self.output_tokens += len(chunk.token_ids)
         if chunk.finish_reason is not None:
             if chunk.completion_usage is None:
-                chunk.completion_usage = usage(len(self.request.token_ids), self.made)
+                chunk.completion_usage = usage(len(self.request.token_ids), self.output_tokens)
             self.is_over = True
         self._outgoing.append(chunk)
 
@@ -60,10 +60,12 @@ class StepSequence:
             self.is_over = True
 
     @property
-    def is_gone(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the request was stopped or dropped (rows A4, E4)."""
-        stopped = self.context.is_stopped and not (self.context.defers_abort and not self.made)
-        return stopped or self.queue.is_left
+        stopped = self.context.is_stopped and not (
+            self.context.defers_abort and not self.output_tokens
+        )
+        return stopped or self.queue.is_abandoned
 
     def take_outgoing(self) -> Outgoing:
         """Return what was emitted since the last call, and count it as sent."""

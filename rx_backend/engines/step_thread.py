@@ -10,7 +10,7 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
-from rx_backend.checks import function, whole
+from rx_backend.checks import function, integer
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.engines.step_sequence import Outgoing, StepScheduler, StepSequence
@@ -50,17 +50,17 @@ class StepThread:
     Run a scheduler in its own thread, for many streams; create it in the event loop.
 
     Between two steps the thread releases sequences whose requests were stopped or dropped, and
-    admits waiting ones, the oldest first. A sequence with *ahead* chunks waiting for its consumer
-    is left out of the steps until there is room. The event loop is woken once per step. The thread
-    sleeps while there is nothing to do.
+    admits waiting ones, the oldest first. A sequence with *max_ahead* chunks waiting for its
+    consumer is left out of the steps until there is room. The event loop is woken once per step.
+    The thread sleeps while there is nothing to do.
 
     Args:
         scheduler: The work of a step.
         max_sequences: Maximum of sequences in the batch; others wait.
-        ahead: How many chunks of a sequence may wait for its consumer.
+        max_ahead: How many chunks of a sequence may wait for its consumer.
 
     Raises:
-        InvalidArgument: *max_sequences* or *ahead* is below 1, or a method of *scheduler* is
+        InvalidArgument: *max_sequences* or *max_ahead* is below 1, or a method of *scheduler* is
             missing or async.
 
     >>> import asyncio
@@ -83,11 +83,13 @@ class StepThread:
     [3] stop
     """
 
-    def __init__(self, scheduler: StepScheduler, *, max_sequences: int, ahead: int = 16) -> None:
+    def __init__(
+        self, scheduler: StepScheduler, *, max_sequences: int, max_ahead: int = 16
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._scheduler = _checked(scheduler)
-        self._max = whole("max_sequences", max_sequences, low=1)
-        self._ahead = whole("ahead", ahead, low=1, unit="chunks")
+        self._max = integer("max_sequences", max_sequences, low=1)
+        self._max_ahead = integer("max_ahead", max_ahead, low=1, unit="chunks")
         self._changed = threading.Condition()
         self._waiting: deque[StepSequence] = deque()
         self._active: list[StepSequence] = []
@@ -129,7 +131,7 @@ class StepThread:
         """
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("the engine was started in another event loop")
-        queue = ChunkQueue(request, context, ahead=self._ahead, on_change=self._wake)
+        queue = ChunkQueue(request, context, max_ahead=self._max_ahead, on_change=self._wake)
         with queue:
             self._submit(StepSequence(request, context, queue, state))
             self._open.add(queue)
@@ -223,12 +225,12 @@ class StepThread:
             return True
         if self._draining and not self._active:
             return True
-        return any(each.is_gone or not each.queue.is_full for each in self._active)
+        return any(each.is_cancelled or not each.queue.is_full for each in self._active)
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._max:
             sequence = self._waiting.popleft()
-            if sequence.is_gone:
+            if sequence.is_cancelled:
                 continue
             try:
                 self._scheduler.admit(sequence)
@@ -241,7 +243,7 @@ class StepThread:
                 self._active.append(sequence)
 
     def _step(self) -> None:
-        ready = [each for each in self._active if not each.is_gone and not each.queue.is_full]
+        ready = [each for each in self._active if not each.is_cancelled and not each.queue.is_full]
         if not ready:
             return
         try:
@@ -263,7 +265,9 @@ class StepThread:
         leaving: list[StepSequence] = []
         for sequence in active:
             # Checked once: the consumer may exit at any time.
-            (leaving if sequence.is_over or sequence.is_gone else self._active).append(sequence)
+            (leaving if sequence.is_over or sequence.is_cancelled else self._active).append(
+                sequence
+            )
         for sequence in leaving:
             self._release(sequence)
         self._send(active)

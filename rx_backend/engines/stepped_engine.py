@@ -17,7 +17,7 @@ from rx_backend.engines.step_thread import StepThread
 from rx_backend.errors import EngineShutdown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
-__all__ = ("Asked", "Limits", "SteppedEngine")
+__all__ = ("CheckedRequest", "Limits", "SteppedEngine")
 
 
 class Limits(NamedTuple):
@@ -28,7 +28,7 @@ class Limits(NamedTuple):
     end_ids: frozenset[int]
 
 
-class Asked(NamedTuple):
+class CheckedRequest(NamedTuple):
     """The checked request: its prompt, maximum of tokens, and the ids that end the answer."""
 
     prompt: list[int]
@@ -52,7 +52,7 @@ class SteppedEngine(LLMEngine):
         self._steps: StepThread | None = None
         self._limits = Limits(0, 0, frozenset())
 
-    def asked(self, request: PreprocessedRequest) -> Asked:
+    def check(self, request: PreprocessedRequest) -> CheckedRequest:
         """
         Return the checked *request*.
 
@@ -67,7 +67,7 @@ class SteppedEngine(LLMEngine):
         prompt = check_prompt(request, context_length=length, vocab_size=vocab_size)
         stop = stop_token_ids(request, end_ids)
         known = frozenset(token_id for token_id in stop if 0 <= token_id < vocab_size)
-        return Asked(prompt, output_tokens(request, length), known)
+        return CheckedRequest(prompt, output_tokens(request, length), known)
 
     def stream(
         self, request: PreprocessedRequest, context: RequestContext, answer: Any

@@ -30,7 +30,7 @@ class RequestFigures(Struct, frozen=True, kw_only=True, gc=False):
     arrival_s: float
     """Arrival, in seconds since the replay began."""
     prompt_tokens: int
-    asked_tokens: int
+    requested_tokens: int
     """Tokens requested."""
     tokens: int
     """Tokens received."""

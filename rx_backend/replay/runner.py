@@ -14,7 +14,7 @@ from operators import TokenTimes
 from operators.assembly import loop_clock
 from operators.authoring import has_content
 from rx_backend.adapter import EngineAdapter
-from rx_backend.checks import fraction, function, instance, whole
+from rx_backend.checks import fraction, function, instance, integer
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
 from rx_backend.errors import BackendError, InvalidArgument, Unknown, as_backend_error
@@ -85,7 +85,7 @@ async def replay(
     _check(engine, seed, on_end, result)
     requests = checked(workload)
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
-    token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
+    token_ids = [0] if vocab_size is None else range(1, integer("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())
     adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
     result.planned = len(workload) if isinstance(workload, Sized) else None
@@ -151,7 +151,7 @@ def check_rates(
 
 def _check(engine: LLMEngine, seed: object, on_end: object, result: object) -> None:
     check_methods(engine)
-    whole("seed", seed)
+    integer("seed", seed)
     if on_end is not None:
         function("on_end", on_end)
     instance("result", result, ReplayResult)
@@ -257,10 +257,10 @@ class _Client:
             if chunk is None:  # an event without a chunk, such as a heartbeat
                 continue
             if has_content(chunk):
-                seen.note_content(len(chunk.token_ids))
+                seen.record_content(len(chunk.token_ids))
             reason = chunk.finish_reason
             if reason is not None:
-                seen.note_terminal(chunk)
+                seen.record_terminal(chunk)
                 self._end(reason.kind, "terminal" if reason.is_error else None)
             elif len(seen.times) == after and self._leaves(stream):
                 return
@@ -291,7 +291,7 @@ class _Client:
                 index=self._index,
                 arrival_s=round(arrived - began, 6),
                 prompt_tokens=self._row.prompt_tokens,
-                asked_tokens=self._row.output_tokens,
+                requested_tokens=self._row.output_tokens,
                 tokens=tokens,
                 outcome=self._outcome,
                 error=self._error,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from msgspec import Struct
 
 from operators.assembly import loop_clock
-from rx_backend.checks import number, whole
+from rx_backend.checks import integer, number
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SimulatedEngine
 from rx_backend.errors import BackendError, InvalidArgument, Unknown
@@ -24,8 +24,8 @@ from rx_backend.replay.progress import progress
 from rx_backend.replay.report import format_table, summarize, write_requests, write_summary
 from rx_backend.replay.runner import check_rates, replay
 from rx_backend.replay.traces import Trace, read_trace
-from rx_backend.replay.workload import LEAST_SPEED, Request, at_speed, synthetic
-from rx_backend.telemetry.switch import OtlpSwitch, telling
+from rx_backend.replay.workload import MIN_SPEED, Request, at_speed, synthetic
+from rx_backend.telemetry.switch import OtlpSwitch, report_telemetry
 from rx_backend.testing import Deadlock, run_virtual
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
@@ -134,7 +134,7 @@ def run(
     session = _Session(options, say)
     engine = _engine(options)
     real = options.on_real_clock
-    with telling(OtlpSwitch(options.otlp, os.environ).configure(), say) as telemetry:
+    with report_telemetry(OtlpSwitch(options.otlp, os.environ).configure(), say) as telemetry:
         if telemetry is not None and not real:
             say("telemetry: spans have the times of the real clock, on which --real replays")
         say(f"workload: {session.name}")
@@ -159,13 +159,13 @@ def run(
 
 
 def _check(options: RunOptions) -> None:
-    whole("--limit", options.limit or 0, low=0, unit="requests")
-    number("--speed", options.speed, low=LEAST_SPEED)
+    integer("--limit", options.limit or 0, low=0, unit="requests")
+    number("--speed", options.speed, low=MIN_SPEED)
     check_rates(options.cancel_rate, options.drop_rate, ("--cancel-rate", "--drop-rate"))
     if idle := _given(options, _SIMULATED if options.engine else _OF_ENGINE):
         how = "with" if options.engine else "without"
         raise InvalidArgument(f"{', '.join(map(_flag, idle))}: no effect {how} --engine")
-    whole("--vocab-size", _VOCAB if options.vocab_size is None else options.vocab_size, low=2)
+    integer("--vocab-size", _VOCAB if options.vocab_size is None else options.vocab_size, low=2)
     if options.trace is None:
         return
     if options.synthetic:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct, field
 
-from rx_backend.checks import file_path, whole
+from rx_backend.checks import file_path, integer
 from rx_backend.errors import InvalidArgument
 from rx_backend.recording.json_lines import decode_line, read_lines
 from rx_backend.replay.workload import Request
@@ -52,7 +52,7 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
     """
     return Trace(
         file_path("path", path),
-        None if limit is None else whole("limit", limit, low=1, unit="requests"),
+        None if limit is None else integer("limit", limit, low=1, unit="requests"),
     )
 
 

@@ -9,12 +9,12 @@ from itertools import pairwise
 from math import cos, tau
 from typing import Any, Final, NamedTuple, cast
 
-from rx_backend.checks import fraction, instance, number, whole
+from rx_backend.checks import fraction, instance, integer, number
 from rx_backend.errors import InvalidArgument
 
-__all__ = ("LEAST_SPEED", "Request", "at_speed", "checked", "synthetic")
+__all__ = ("MIN_SPEED", "Request", "at_speed", "checked", "synthetic")
 
-LEAST_SPEED: Final = 1e-6
+MIN_SPEED: Final = 1e-6
 """At this speed a day takes over 2,000 years; floats are too coarse for much longer times."""
 
 
@@ -34,9 +34,9 @@ def at_speed(workload: Iterable[Request], speed: float) -> Iterator[Request]:
     Yield *workload* with its arrivals *speed* times as fast.
 
     Raises:
-        InvalidArgument: *speed* is below :data:`LEAST_SPEED`; or as :func:`checked`.
+        InvalidArgument: *speed* is below :data:`MIN_SPEED`; or as :func:`checked`.
     """
-    number("speed", speed, low=LEAST_SPEED)
+    number("speed", speed, low=MIN_SPEED)
     return (row._replace(arrival_s=row.arrival_s / speed) for row in checked(workload))
 
 
@@ -56,8 +56,8 @@ def checked(workload: Iterable[Request]) -> Iterator[Request]:
 def _checked(name: str, row: Request) -> Request:
     instance(name, row, Request)
     number(f"{name}.arrival_s", row.arrival_s, low=0, unit="seconds")
-    whole(f"{name}.prompt_tokens", row.prompt_tokens, low=0, unit="tokens")
-    whole(f"{name}.output_tokens", row.output_tokens, low=1, unit="tokens")
+    integer(f"{name}.prompt_tokens", row.prompt_tokens, low=0, unit="tokens")
+    integer(f"{name}.output_tokens", row.output_tokens, low=1, unit="tokens")
     return row
 
 
@@ -91,8 +91,8 @@ def synthetic(
     Source of the quantiles: AzurePublicDataset (CC-BY 4.0), Patel et al., "Splitwise: Efficient
     generative LLM inference using phase splitting", ISCA 2024.
     """
-    whole("requests", requests, low=1)
-    whole("seed", seed)
+    integer("requests", requests, low=1)
+    integer("seed", seed)
     rate = number("rate_per_s", rate_per_s, low=0, above=True)
     swing = fraction("swing", swing)
     period = number("period_s", period_s, low=0, unit="seconds", above=True)

@@ -2,7 +2,7 @@
 
 from rx_backend.resumable._errors import StreamNotFound, TooManyStreams
 from rx_backend.resumable._ids import parse_event_id
-from rx_backend.resumable._metrics import Held
+from rx_backend.resumable._metrics import ResumableStats
 from rx_backend.resumable._options import MayRead, WhenAbandoned, same_owner
 from rx_backend.resumable._reader import ResumableReader
 from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
@@ -10,10 +10,10 @@ from rx_backend.resumable._streams import ResumableStreams
 
 __all__ = (
     "AdapterSource",
-    "Held",
     "MayRead",
     "OpenedStream",
     "ResumableReader",
+    "ResumableStats",
     "ResumableStreams",
     "StreamNotFound",
     "StreamSource",

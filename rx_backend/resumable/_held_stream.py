@@ -58,7 +58,7 @@ class HeldStream:
         self.shared: SharedStream[Item] = SharedStream(
             opened.items,
             log=self.log,
-            ahead=options.max_ahead,
+            max_ahead=options.max_ahead,
             linger_s=None if continues else options.linger_s,
             on_abandoned=self._left,
             on_end=self._ended,

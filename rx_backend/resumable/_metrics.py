@@ -13,12 +13,12 @@ from rx_backend.telemetry.instruments import SharedInstruments
 if TYPE_CHECKING:
     from rx_backend.resumable._table import StreamTable
 
-__all__ = ("Held", "ResumableMetrics")
+__all__ = ("ResumableMetrics", "ResumableStats")
 
 _PREFIX: Final = "rx_backend.resumable"
 
 
-class Held(NamedTuple):
+class ResumableStats(NamedTuple):
     """
     The numbers of what one ``ResumableStreams`` holds.
 
@@ -71,7 +71,7 @@ class ResumableMetrics(SharedInstruments):
         """Count a request for the rest of a stream."""
         self._requests.add(1, {"rx_backend.outcome": outcome})
 
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[ResumableStats]:
         return [table.figures() for table in list(self._tables)]
 
     def _streams(self, _: CallbackOptions) -> Iterator[Observation]:

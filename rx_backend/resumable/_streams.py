@@ -12,14 +12,14 @@ from opentelemetry.metrics import MeterProvider
 from operators import PositionDropped, PositionUnknown
 from operators.authoring import Reader
 from rx_backend.adapter import EngineAdapter
-from rx_backend.checks import whole
+from rx_backend.checks import integer
 from rx_backend.context import RequestContext
 from rx_backend.errors import Cancelled, EngineShutdown, InvalidArgument
 from rx_backend.protocols import Annotated, LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumable._errors import StreamNotFound
 from rx_backend.resumable._held_stream import HeldStream
 from rx_backend.resumable._ids import check_text, new_stream_id
-from rx_backend.resumable._metrics import Held
+from rx_backend.resumable._metrics import ResumableStats
 from rx_backend.resumable._options import MayRead, Options, WhenAbandoned, same_owner
 from rx_backend.resumable._reader import ResumableReader
 from rx_backend.resumable._source import AdapterSource, OpenedStream, StreamSource
@@ -155,7 +155,7 @@ class ResumableStreams:
             EngineShutdown: The streams are closed.
         """
         check_text("id", id)
-        whole("after", after, low=0, unit="items")
+        integer("after", after, low=0, unit="items")
         try:
             held = await self._found(id, owner)
             reader = ResumableReader(held, await self._read(held, after))
@@ -205,7 +205,7 @@ class ResumableStreams:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def held(self) -> Held:
+    def stats(self) -> ResumableStats:
         """Return the current numbers, as in the metrics."""
         return self._table.figures()
 

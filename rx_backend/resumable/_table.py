@@ -14,7 +14,7 @@ from rx_backend.context import RequestContext
 from rx_backend.errors import BackendError, Cancelled
 from rx_backend.resumable._errors import TooManyStreams
 from rx_backend.resumable._held_stream import HeldStream
-from rx_backend.resumable._metrics import Held, ResumableMetrics
+from rx_backend.resumable._metrics import ResumableMetrics, ResumableStats
 from rx_backend.resumable._options import Options
 from rx_backend.resumable._source import OpenedStream
 
@@ -145,11 +145,11 @@ class StreamTable:
         for over in list(self._opening):
             await over.wait()
 
-    def figures(self) -> Held:
+    def figures(self) -> ResumableStats:
         """Return the current numbers; may be called in any thread."""
         running, kept = list(self._running.values()), list(self._kept.values())
         both = [*running, *kept]
-        return Held(
+        return ResumableStats(
             running=len(running),
             kept=len(kept),
             readers=sum(held.shared.readers for held in both),

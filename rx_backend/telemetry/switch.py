@@ -20,7 +20,7 @@ from rx_backend.telemetry.setup import configure
 if TYPE_CHECKING:
     from rx_backend.telemetry.providers import Telemetry
 
-__all__ = ("OTLP_VARIABLE", "OtlpSwitch", "add_otlp_flag", "telling")
+__all__ = ("OTLP_VARIABLE", "OtlpSwitch", "add_otlp_flag", "report_telemetry")
 
 OTLP_VARIABLE: Final = "RX_BACKEND_OTLP"
 """The environment variable of the switch."""
@@ -105,7 +105,7 @@ class OtlpSwitch:
 
 
 @contextmanager
-def telling(
+def report_telemetry(
     telemetry: Telemetry | None, say: Callable[[str], object]
 ) -> Generator[Telemetry | None]:
     """Print the destinations of telemetry; at the end shut it down, and print what was lost."""

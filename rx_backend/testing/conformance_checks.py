@@ -290,8 +290,8 @@ async def _longest_block(running: Coroutine[Any, Any, T]) -> tuple[T, float]:
     """
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):
-        loop.longest_turn_s = 0.0
-        return await running, loop.longest_turn_s
+        loop.longest_iteration_s = 0.0
+        return await running, loop.longest_iteration_s
     longest_s = 0.0
 
     async def beat() -> None:

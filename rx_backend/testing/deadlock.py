@@ -33,7 +33,7 @@ class Deadlock(RuntimeError):
         lines = [_WHAT.format(time_s=self.time_s)]
         if self.tasks:
             lines += ["waiting:", *(f"  {task}" for task in self.tasks)]
-        lines.append("code that waits for another thread must do so inside loop.hold_time()")
+        lines.append("code that waits for another thread must do so inside loop.real_time()")
         return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     set, so a run is repeatable.
 
     Other threads: ``call_soon_threadsafe`` works. While work in ``run_in_executor`` or
-    ``asyncio.to_thread`` runs, or inside ``hold_time()``, the clock is no faster than real time, so
+    ``asyncio.to_thread`` runs, or inside ``real_time()``, the clock is no faster than real time, so
     that the thread can respond first. Sockets also work; while timers are set, they are polled
     without waiting.
 
@@ -75,16 +75,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._clock.now_s
 
     @property
-    def longest_turn_s(self) -> float:
+    def longest_iteration_s(self) -> float:
         """Duration of the longest turn of the loop, in real seconds; may be reset."""
-        return self._clock.longest_turn_s
+        return self._clock.longest_iteration_s
 
-    @longest_turn_s.setter
-    def longest_turn_s(self, value: float) -> None:
-        self._clock.longest_turn_s = value
+    @longest_iteration_s.setter
+    def longest_iteration_s(self, value: float) -> None:
+        self._clock.longest_iteration_s = value
 
     @contextmanager
-    def hold_time(self) -> Generator[None]:
+    def real_time(self) -> Generator[None]:
         """
         Keep the clock from running faster than real time inside the block.
 
@@ -131,7 +131,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
         """Wait, in real time, until the threads of the default executor have ended."""
-        with self.hold_time():
+        with self.real_time():
             await super().shutdown_default_executor(*args, **kwargs)
 
     def add_signal_handler(self, *args: Any, **kwargs: Any) -> None:
@@ -167,7 +167,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         timers_s: A heap of the times of timers; cancelled ones stay in it until they are due.
         holds: While it is above 0, the clock follows real time.
         handles_signals: Whether to wait for signals.
-        longest_turn_s: The longest real time from one call of `select` to the next.
+        longest_iteration_s: The longest real time from one call of `select` to the next.
     """
 
     def __init__(self, thread_grace_s: float) -> None:
@@ -176,14 +176,14 @@ class _VirtualSelector(selectors.DefaultSelector):
         self.timers_s: list[float] = []
         self.holds = 0
         self.handles_signals = False
-        self.longest_turn_s = 0.0
+        self.longest_iteration_s = 0.0
         self._thread_grace_s = thread_grace_s
         self._turns = 0
         self._turn_began = perf_counter()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; *timeout* is 0 if callbacks are ready, and None without timers."""
-        self.longest_turn_s = max(self.longest_turn_s, perf_counter() - self._turn_began)
+        self.longest_iteration_s = max(self.longest_iteration_s, perf_counter() - self._turn_began)
         if timeout is None:
             events = self._wait()
         elif timeout <= 0:

@@ -23,7 +23,7 @@ from rx_backend.errors import InvalidArgument
 from rx_backend.extras import import_extra
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import PreprocessedRequest, to_builtins
-from rx_backend.telemetry.switch import OtlpSwitch, telling
+from rx_backend.telemetry.switch import OtlpSwitch, report_telemetry
 from rx_backend.testing.engine_loading import load_pipeline
 
 __all__ = ("HandlerEngine", "run_module", "with_pipeline", "wrapped_endpoints")
@@ -67,7 +67,7 @@ def run_module(
     switch = OtlpSwitch(otlp, os.environ)
     telemetry = switch.configure("" if role is DisaggregationMode.AGGREGATED else role.value)
     sys.argv = [module, *arguments]
-    with telling(telemetry, say), wrapped_endpoints(operators, mode=role):
+    with report_telemetry(telemetry, say), wrapped_endpoints(operators, mode=role):
         return _run(module)
 
 

@@ -20,7 +20,7 @@ from rx_backend.errors import (
 from rx_backend.logger import describe, get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 from rx_backend.worker.incoming import RequestGate
-from rx_backend.worker.listing import until_unlisted
+from rx_backend.worker.listing import keep_listed
 from rx_backend.worker.shutdown import (
     EventLoopBlocked,
     Shutdown,
@@ -95,7 +95,7 @@ class Lifecycle:
                 was lost, or ``cleanup`` failed or took too long.
         """
         shutdown, unwind_s = self._shutdown, self._times.unwind_s
-        undo = shutdown.forced.listen(lambda: shutdown.end_within(unwind_s))
+        undo = shutdown.forced.listen(lambda: shutdown.set_deadline(unwind_s))
         try:
             if not shutdown.requested.is_set:
                 await self._with_engine(on_ready)
@@ -111,7 +111,7 @@ class Lifecycle:
         finally:
             undo()
             self._endpoint.shutdown()
-            shutdown.end_within(unwind_s)
+            shutdown.set_deadline(unwind_s)
             await self._end_of_serving()
 
     async def _with_engine(self, on_ready: Callable[[EngineConfig], None]) -> None:
@@ -160,7 +160,7 @@ class Lifecycle:
             raise
         finally:
             lost.cancel()
-            await asyncio.wait({lost}, timeout=self._shutdown.left_s(self._times.unwind_s))
+            await asyncio.wait({lost}, timeout=self._shutdown.remaining_s(self._times.unwind_s))
 
     async def _leave_lost(self, lost: asyncio.Future[str]) -> None:
         """Refuse requests, leave discovery, then fail those in flight, for others to continue."""
@@ -180,7 +180,7 @@ class Lifecycle:
         await self._endpoint.register(config, self._mode, path)
 
     async def _stay_listed(self) -> NoReturn:
-        failure = await until_unlisted(self._endpoint)
+        failure = await keep_listed(self._endpoint)
         self._gate.close()
         await self._run_step("requests in flight", self._gate.idle(), self._times.drain_s)
         raise Disconnected(f"dropped from discovery, and registering again failed: {failure}")
@@ -227,7 +227,7 @@ class Lifecycle:
         try:
             async with asyncio.timeout(self._times.unwind_s) as limit:
                 # The other half of a forced shutdown's time is for `cleanup`.
-                with self._shutdown.hurrying(limit, share=0.5):
+                with self._shutdown.shorten_if_forced(limit, share=0.5):
                     await gate.idle()
         except TimeoutError:
             _log.warning("requests did not stop", requests=len(gate))
@@ -267,7 +267,7 @@ class Lifecycle:
         with exit_unless_done(times.cleanup_s + times.unwind_s, "cleanup"):
             try:
                 async with limit:
-                    with self._shutdown.hurrying(limit):
+                    with self._shutdown.shorten_if_forced(limit):
                         await self._awaited("cleanup", self._engine.cleanup())
             except TimeoutError:
                 if not limit.expired():
@@ -292,7 +292,7 @@ class Lifecycle:
     async def _end_of_serving(self) -> None:
         if self._served is None:
             return
-        await asyncio.wait({self._served}, timeout=self._shutdown.left_s(self._times.unwind_s))
+        await asyncio.wait({self._served}, timeout=self._shutdown.remaining_s(self._times.unwind_s))
         if not self._served.done():
             _log.warning("the runtime did not stop serving")
             self._served.cancel()

@@ -7,13 +7,13 @@ import asyncio
 from rx_backend.logger import get_logger
 from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 
-__all__ = ("until_unlisted",)
+__all__ = ("keep_listed",)
 
 _LISTED_POLL_S = 1.0
 _RESTORE_TRIES = 5
 
 
-async def until_unlisted(endpoint: DynamoEndpoint) -> object:
+async def keep_listed(endpoint: DynamoEndpoint) -> object:
     """
     Register again whenever discovery has dropped the worker, for example after a suspension.
 

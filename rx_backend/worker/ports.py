@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from rx_backend.addresses import HIGHEST_PORT, cannot_listen, port_number
+from rx_backend.addresses import MAX_PORT, cannot_listen, port_number
 from rx_backend.errors import CannotConnect, InvalidArgument
 from rx_backend.worker.bad_setting import BadSetting
 
@@ -39,9 +39,7 @@ async def check_runtime_ports(environ: Mapping[str, str], *, takes_requests: boo
         await _check(environ, "DYN_SYSTEM", text, highest=_HIGHEST_SYSTEM_PORT)
 
 
-async def _check(
-    environ: Mapping[str, str], name: str, text: str, highest: int = HIGHEST_PORT
-) -> None:
+async def _check(environ: Mapping[str, str], name: str, text: str, highest: int = MAX_PORT) -> None:
     try:
         port = port_number(f"{name}_PORT", text, highest)
     except InvalidArgument as error:

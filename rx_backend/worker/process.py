@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ("frozen_heap", "run_on_fast_loop", "switching_within")
+__all__ = ("frozen_heap", "max_switch_interval", "run_on_fast_loop")
 
 _THRESHOLDS = (5_000, 5, 50)
 
@@ -26,7 +26,7 @@ def run_on_fast_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def switching_within(seconds: float) -> Generator[None]:
+def max_switch_interval(seconds: float) -> Generator[None]:
     """
     Let threads wait at most *seconds* for the interpreter while the block runs.
 

@@ -16,7 +16,7 @@ from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig
 from rx_backend.errors import BackendError, Disconnected, InvalidArgument
 from rx_backend.telemetry import configure_logs
-from rx_backend.telemetry.switch import OtlpSwitch, telling
+from rx_backend.telemetry.switch import OtlpSwitch, report_telemetry
 from rx_backend.testing.engine_loading import load_pipeline
 from rx_backend.testing.engine_making import engine_maker
 from rx_backend.worker.dynamo_runtime import DynamoRuntime
@@ -91,7 +91,7 @@ def prepare_worker(options: ServeOptions) -> Callable[[Say], None]:
         # lost.
         os.environ.setdefault(_OWN_DRAIN_S, str(max(1, math.ceil(options.drain_s))))
         shutdown.forced.listen(_exit_soon)
-        with telling(telemetry, say):
+        with report_telemetry(telemetry, say):
             run_on_fast_loop(_serve(options, worker, shutdown, switch, say))
 
     return run
@@ -133,7 +133,7 @@ async def _serve(
         failure = error
     finally:
         await _ended(hint, 0.0)
-        cause = await _ended(frontend, shutdown.left_s(_FRONTEND_END_S))
+        cause = await _ended(frontend, shutdown.remaining_s(_FRONTEND_END_S))
         _exit_soon()
     if failure is None or isinstance(failure, Disconnected):
         # A failing frontend ends the runtime.

@@ -94,28 +94,28 @@ class Shutdown:
         else:
             self._signals.stop_generating()
 
-    def end_within(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
         """Set a deadline for all remaining steps, on the event loop; an earlier one is kept."""
         self._ends_at = min(self._ends_at, asyncio.get_running_loop().time() + seconds)
 
-    def left_s(self, most_s: float) -> float:
-        """Return how long a step may take: *most_s* seconds, or less before the deadline."""
-        return max(0.0, min(most_s, self._ends_at - asyncio.get_running_loop().time()))
+    def remaining_s(self, max_s: float) -> float:
+        """Return how long a step may take: *max_s* seconds, or less before the deadline."""
+        return max(0.0, min(max_s, self._ends_at - asyncio.get_running_loop().time()))
 
     @contextmanager
-    def hurrying(self, limit: asyncio.Timeout, share: float = 1.0) -> Generator[None]:
+    def shorten_if_forced(self, limit: asyncio.Timeout, share: float = 1.0) -> Generator[None]:
         """
         Bring *limit* forward if the shutdown is forced while the block runs, or was before.
 
         Args:
             limit: Entered around the block.
-            share: The fraction of the remaining time until :meth:`end_within` that the block may
+            share: The fraction of the remaining time until :meth:`set_deadline` that the block may
                 take.
         """
 
         def hurry() -> None:
             now = asyncio.get_running_loop().time()
-            limit.reschedule(min(limit.when() or now, now + share * self.left_s(math.inf)))
+            limit.reschedule(min(limit.when() or now, now + share * self.remaining_s(math.inf)))
 
         undo = self.forced.listen(hurry)
         try:

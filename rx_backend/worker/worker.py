@@ -26,7 +26,7 @@ from rx_backend.worker.model_files import (
     shared_model_folder,
     tokenizer_folder,
 )
-from rx_backend.worker.process import frozen_heap, switching_within
+from rx_backend.worker.process import frozen_heap, max_switch_interval
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
 __all__ = ("Worker",)
@@ -154,7 +154,7 @@ class Worker:
 
         with ExitStack() as stack:
             stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
-            stack.enter_context(switching_within(_SWITCH_S))
+            stack.enter_context(max_switch_interval(_SWITCH_S))
 
             def ready(config: EngineConfig) -> None:
                 stack.enter_context(frozen_heap())

@@ -279,11 +279,17 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.on_outcome(waits), "callback: expected a function that is not async"),
     (lambda: our.on_outcome(print, is_cancelled="text"), "is_cancelled: expected a function, got"),
     (lambda: our.share_replay(0), "buffer: expected a whole number, at least 1 or None, got 0"),
-    (lambda: our.share_replay(ahead=-1), "ahead: expected a whole number, at least 0, got -1"),
+    (
+        lambda: our.share_replay(max_ahead=-1),
+        "max_ahead: expected a whole number, at least 0, got -1",
+    ),
     (lambda: our.share_replay(linger_s=-0.1), "linger_s: expected a number, at least 0 seconds"),
-    (lambda: our.share_replay(2, 3), "buffer: expected at least ahead=3, or None, got 2"),
+    (lambda: our.share_replay(2, 3), "buffer: expected at least max_ahead=3, or None, got 2"),
     (lambda: our.SharedStream([1]), "source: expected an asynchronous iterator, got [1]"),
-    (lambda: our.SharedStream(SOURCE, ahead=-1), "ahead: expected a whole number, at least 0"),
+    (
+        lambda: our.SharedStream(SOURCE, max_ahead=-1),
+        "max_ahead: expected a whole number, at least 0",
+    ),
     (lambda: our.SharedStream(SOURCE, linger_s=-1.0), "linger_s: expected a number, at least 0"),
     (
         lambda: our.SharedStream(SOURCE, on_abandoned=waits),
@@ -296,8 +302,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: our.slo(0.0, 50, windows=WINDOWS, key="m"), "ttft_ms: expected a number, more than 0"),
     (lambda: our.slo(500, -1, windows=WINDOWS, key="m"), "itl_ms: expected a number, more than 0 "),
     (
-        lambda: our.slo(500, 50, windows=WINDOWS, key="m", itl_by="max"),
-        "itl_by: expected 'mean' or 'p99', got 'max'",
+        lambda: our.slo(500, 50, windows=WINDOWS, key="m", itl_statistic="max"),
+        "itl_statistic: expected 'mean' or 'p99', got 'max'",
     ),
     (lambda: our.slo(500, 50, windows=WINDOWS, key=None), "key: expected a str or a tuple of str"),
     (

@@ -549,7 +549,7 @@ class TestThreads:
         """They come out on the loop, in order, and the stream ends; the engine runs on the loop."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        with loop.hold_time():
+        with loop.real_time():
             elsewhere = make(NewThreadScheduler())
             seen = await collect(fuse(Engine(range(5))(), [same(), elsewhere, same()]))
         assert seen == Seen([0, 1, 2, 3, 4], "completed")
@@ -580,7 +580,7 @@ class TestThreads:
 
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        with loop.hold_time():
+        with loop.real_time():
             seen = await collect(fuse(engine(), [take_one_elsewhere, same()]))
         assert seen == Seen([1], "completed")
         assert threads == {threading.get_ident()}

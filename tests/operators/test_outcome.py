@@ -22,7 +22,7 @@ from operators import (
     on_outcome,
     stop_on_text,
 )
-from operators.assembly import HandedOut, OutcomeTracker, error_type_of
+from operators.assembly import DeliveredItems, OutcomeTracker, error_type_of
 from operators.authoring import AnyOperator, Completed, Stage, complete_with, operator
 from rx_backend import (
     Annotated,
@@ -57,16 +57,16 @@ def tracker(answers: int = 1) -> OutcomeTracker:
     return OutcomeTracker(TokenTimes(answers=answers))
 
 
-def handed_out(items: Iterable[Any]) -> HandedOut:
+def handed_out(items: Iterable[Any]) -> DeliveredItems:
     """Look at items as a pipeline does, which only counts chunks of one token."""
-    handed = HandedOut(FinishReason.parse)
+    handed = DeliveredItems(FinishReason.parse)
     for item in items:
         chunk: Any = getattr(item, "data", None)
         is_plain = isinstance(chunk, LLMEngineOutput) and chunk.finish_reason is None
         if is_plain and len(chunk.token_ids) == 1:
             handed.count_one()
         else:
-            assert handed.look(item) is item
+            assert handed.record(item) is item
     return handed
 
 
@@ -116,10 +116,10 @@ def test_it_is_decided_by_what_was_handed_out(
     record = tracker(answers)
     for chunk in engine:
         if chunk.finish_reason is not None:
-            record.times.note_terminal(chunk)
+            record.times.record_terminal(chunk)
     record.failure = failure
     if handed is not None:
-        record.handed_out = handed_out(handed)
+        record.delivered = handed_out(handed)
     outcome = record.end(dropped=dropped, is_cancelled=stopped)
 
     seen = [item.data for item in handed or () if item.data is not None]
@@ -163,7 +163,7 @@ def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
     record = tracker()
     # What an error item in its JSON form was made of.
     record.failure = GONE
-    record.handed_out = handed_out([Annotated(LLMEngineOutput.token(1)), last])
+    record.delivered = handed_out([Annotated(LLMEngineOutput.token(1)), last])
     assert record.has_ended()
     assert not record.end(dropped=True).is_dropped
 
@@ -172,10 +172,10 @@ def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
 def test_items_that_are_no_chunks_say_nothing() -> None:
     """Where only events passed, what the engine gave is what is known."""
     record = tracker()
-    record.times.note_terminal(LLMEngineOutput.stop())
-    record.handed_out = handed_out([Annotated(comment=["ping"]), "text", None])
+    record.times.record_terminal(LLMEngineOutput.stop())
+    record.delivered = handed_out([Annotated(comment=["ping"]), "text", None])
     outcome = record.end(dropped=False)
-    assert (outcome.finish_reason, outcome.handed_out) == (STOP, None)
+    assert (outcome.finish_reason, outcome.delivered_tokens) == (STOP, None)
 
 
 @pytest.mark.rows("P7")

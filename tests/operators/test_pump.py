@@ -43,7 +43,7 @@ async def delayed(source: FusedRun[Any], delay_s: float) -> AsyncGenerator[Any]:
 
 AHEAD: dict[str, Callable[[AsyncGenerator[int]], Any]] = {
     "coalesce": lambda engine: fuse(engine, [coalesce(max_chunks=1000)]),
-    "share_replay": lambda engine: share_replay(ahead=1000)(engine).read(),
+    "share_replay": lambda engine: share_replay(max_ahead=1000)(engine).read(),
 }
 
 

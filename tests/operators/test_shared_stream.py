@@ -56,7 +56,7 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 async def test_how_far_the_source_is_ahead(ahead: int, caplog: pytest.LogCaptureFixture) -> None:
     """It is pulled up to *ahead* items beyond the fastest reader, and without it when one waits."""
     engine = Engine(range(10))
-    shared = SharedStream(engine(), ahead=ahead)
+    shared = SharedStream(engine(), max_ahead=ahead)
     assert engine.pulls == 0
     quick = shared.read()
     await settle()
@@ -79,7 +79,7 @@ async def test_the_fastest_reader_is_one_that_is_there() -> None:
     """Where the fastest has left, the source waits for the next one to come as far."""
     for linger_s in (0.0, 60.0):
         engine = Engine(range(9), every_s=1.0)
-        shared = SharedStream(engine(), ahead=3, linger_s=linger_s)
+        shared = SharedStream(engine(), max_ahead=3, linger_s=linger_s)
         quick = shared.read()
         slow = shared.read() if linger_s == 0.0 else None
         assert [await anext(quick), await anext(quick)] == [0, 1]
@@ -411,7 +411,7 @@ async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) 
         told.append(failure)
         await asyncio.sleep(5.0)
 
-    shared = SharedStream(fuse(engine(), []) if fused else engine(), ahead=9, on_end=end)
+    shared = SharedStream(fuse(engine(), []) if fused else engine(), max_ahead=9, on_end=end)
     async with shared.read() as reader:
         seen = [await anext(reader), await anext(reader)]
         await settle()
@@ -626,7 +626,7 @@ def test_the_loop_ends_before_the_stream(leaks: LeakWatch) -> None:
     kept: list[Any] = []
 
     async def main() -> None:
-        shared = SharedStream(engine(), ahead=5)
+        shared = SharedStream(engine(), max_ahead=5)
         kept.extend((shared, shared.read()))
         await settle()
 
@@ -675,7 +675,7 @@ async def test_a_reader_that_is_lost_in_another_thread_leaves_on_the_loop() -> N
 async def test_a_mark_counts_as_a_reader() -> None:
     """It keeps the source, and permits it to go on; one that has everything is one that waits."""
     engine = Engine(range(9))
-    shared = SharedStream(engine(), ahead=2)
+    shared = SharedStream(engine(), max_ahead=2)
     mark = shared.mark(0)
     await settle()
     assert (engine.pulls, shared.readers) == (2, 1)
@@ -706,7 +706,7 @@ async def test_a_mark_counts_as_a_reader() -> None:
 
 async def test_a_mark_is_where_items_are() -> None:
     """A mark can't be ahead of the source, nor go back."""
-    shared = SharedStream(Engine(range(9))(), ahead=2)
+    shared = SharedStream(Engine(range(9))(), max_ahead=2)
     with pytest.raises(PositionUnknown):
         shared.mark(1)
     mark = shared.mark(0)
@@ -977,7 +977,9 @@ def test_readers_at_random(
     world = World(delays_s, end, ahead, buffer, linger_s)
 
     async def main() -> None:
-        shared = SharedStream(world.source(), log=ItemLog(buffer), ahead=ahead, linger_s=linger_s)
+        shared = SharedStream(
+            world.source(), log=ItemLog(buffer), max_ahead=ahead, linger_s=linger_s
+        )
         tasks = [asyncio.create_task(world.visit(shared, each)) for each in visits]
         stuck: set[asyncio.Task[None]] = set()
         if tasks:

@@ -131,8 +131,8 @@ def test_what_becomes_of_a_request(
     [
         pytest.param({"itl_ms": 500}, "good", id="mean"),
         pytest.param({"itl_ms": 499}, "slow", id="mean-missed"),
-        pytest.param({"itl_ms": 999, "itl_by": "p99"}, "slow", id="p99"),
-        pytest.param({"itl_ms": 1000, "itl_by": "p99"}, "good", id="p99-met"),
+        pytest.param({"itl_ms": 999, "itl_statistic": "p99"}, "slow", id="p99"),
+        pytest.param({"itl_ms": 1000, "itl_statistic": "p99"}, "good", id="p99-met"),
     ],
 )
 def test_tokens_of_one_chunk_share_its_gap(

@@ -25,7 +25,7 @@ def redact(secret: str) -> Stage[Any, Any]:
         while (place := tail.text.find(secret)) >= 0:
             yield from tail.take(place)
             yield from tail.replace(len(secret), "***")
-        yield from tail.take_all_but(tail.begun(secret))
+        yield from tail.take_all_but(tail.partial_match(secret))
 
     yield from hold_back(step)
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from rx_backend.checks import file_path, fraction, function, instance, number, text, whole
+from rx_backend.checks import file_path, fraction, function, instance, integer, number, text
 from rx_backend.errors import InvalidArgument
 
-KIBS = partial(whole, low=1, unit="KiB")
-UP_TO_5 = partial(whole, low=1, high=5)
+KIBS = partial(integer, low=1, unit="KiB")
+UP_TO_5 = partial(integer, low=1, high=5)
 SECONDS = partial(number, low=0, unit="seconds")
 ABOVE_0 = partial(number, low=0, above=True)
 
 WRONG: list[tuple[Callable[[str, object], object], list[object], str]] = [
     (KIBS, [0, -1, 1.0, True, None, "1"], "a whole number of KiB, 1 or more"),
     (UP_TO_5, [0, 6], "a whole number, 1 to 5"),
-    (whole, [0.5, None, False], "a whole number"),
+    (integer, [0.5, None, False], "a whole number"),
     (SECONDS, [-0.1, math.nan, math.inf, 10**400, True, "1"], "a number of seconds, 0 or more"),
     (ABOVE_0, [0, -0.0, -1], "a number, more than 0"),
     (number, [math.nan, math.inf, -math.inf, -(10**400), False], "a number, finite"),
@@ -51,7 +51,7 @@ def test_what_is_refused(
     [
         (KIBS, [1, 10**400]),
         (UP_TO_5, [1, 5]),
-        (whole, [-(10**400)]),
+        (integer, [-(10**400)]),
         (SECONDS, [0, 0.5]),
         (ABOVE_0, [1e-9]),
         (number, [-7, 0.0]),

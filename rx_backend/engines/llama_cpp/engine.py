@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rx_backend.checks import whole
+from rx_backend.checks import integer
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
 from rx_backend.engines.llama_cpp.library import check_installed
@@ -88,12 +88,12 @@ class LlamaCppEngine(SteppedEngine):
         self._path = Path(model_path)
         self._name = served_model_name or self._path.stem
         if context_length is not None:
-            context_length = whole("context_length", context_length, low=2, unit="tokens")
+            context_length = integer("context_length", context_length, low=2, unit="tokens")
         self._context_length = context_length
-        self._max_batch = whole("max_batch", max_batch, low=1, unit="requests")
-        self._batch_tokens = whole("batch_tokens", batch_tokens, low=max_batch + 1, unit="tokens")
-        self._threads = whole("threads", threads, low=1)
-        self._gpu_layers = whole("gpu_layers", gpu_layers, low=-1, unit="layers")
+        self._max_batch = integer("max_batch", max_batch, low=1, unit="requests")
+        self._batch_tokens = integer("batch_tokens", batch_tokens, low=max_batch + 1, unit="tokens")
+        self._threads = integer("threads", threads, low=1)
+        self._gpu_layers = integer("gpu_layers", gpu_layers, low=-1, unit="layers")
         self._loading: asyncio.Future[None] | None = None
         self._model: Model | None = None
         self._cache: Cache | None = None
@@ -142,7 +142,7 @@ class LlamaCppEngine(SteppedEngine):
         """
         from rx_backend.engines.llama_cpp.scheduler import Answer  # noqa: PLC0415  # needs numpy
 
-        return Answer(*self.asked(request))
+        return Answer(*self.check(request))
 
     async def cleanup(self) -> None:
         """End open streams with `EngineShutdown`, and free the model (row E5)."""

@@ -134,7 +134,7 @@ class LlamaCppScheduler:
         wanted = request.output_options.logprobs
         # A copy: the sampler changes nothing in place, but minimum tokens do.
         logits = None if wanted is None else np.array(self._cache.logits(row), np.float64)
-        if answer.stop and sequence.made < (request.stop_conditions.min_tokens or 0):
+        if answer.stop and sequence.output_tokens < (request.stop_conditions.min_tokens or 0):
             self._cache.logits(row)[list(answer.stop)] = -np.inf
         assert answer.sampler is not None  # noqa: S101  # `admit` has made it
         token = answer.last = answer.sampler.sample(self._cache, row)
@@ -143,7 +143,7 @@ class LlamaCppScheduler:
             self._add_log_probs(chunk, logits, token, wanted)
         if token in answer.stop:
             chunk.finish_reason = FinishReason.STOP
-        elif sequence.made + 1 == answer.limit:
+        elif sequence.output_tokens + 1 == answer.limit:
             chunk.finish_reason = FinishReason.LENGTH
         if chunk.finish_reason is not None and answer.keeps:
             answer.kept = self._cache.export_sequence(answer.number)

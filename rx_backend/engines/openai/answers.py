@@ -153,7 +153,7 @@ class OpenAIAnswers(Answers[Event]):
         told = self._usage
         if told is not None:
             # The server counts all answers together, a terminal only its own.
-            made = self._progress.made
+            made = self._progress.output_tokens
             others = made.total() - made[last.index or 0]
             told.completion_tokens = max(told.completion_tokens - others, 0)
             told.total_tokens = told.prompt_tokens + told.completion_tokens
@@ -183,7 +183,7 @@ class OpenAIAnswers(Answers[Event]):
             chunk.engine_data = _beside_text(delta)
         if choice.logprobs is not None:
             self._add_log_probs(chunk, _entries(choice.logprobs))
-        self._progress.made[index] += bool(text) if ids is None else len(ids)
+        self._progress.output_tokens[index] += bool(text) if ids is None else len(ids)
         # Some servers send an empty one with each event.
         if choice.finish_reason:
             return self._terminal(chunk, choice, choice.finish_reason)
@@ -222,10 +222,10 @@ class LlamaServerAnswers(Answers[Completion]):
         progress = self._progress
         if not progress.is_open(index):
             return []
-        has_all = len(ids) >= event.tokens_predicted - progress.made[index]
+        has_all = len(ids) >= event.tokens_predicted - progress.output_tokens[index]
         if not has_all and event.content and self._encode is not None:
             ids = self._encode(event.content)
-        progress.made[index] = event.tokens_predicted
+        progress.output_tokens[index] = event.tokens_predicted
         chunk = LLMEngineOutput(ids, text=event.content, index=progress.index(index))
         if event.completion_probabilities is not None:
             self._add_log_probs(chunk, event.completion_probabilities)

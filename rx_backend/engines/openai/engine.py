@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from rx_backend.checks import number, whole
+from rx_backend.checks import integer, number
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig, LLMEngine
 from rx_backend.engines.openai.answers import DONE, Answers, LlamaServerAnswers, OpenAIAnswers
@@ -93,10 +93,10 @@ class OpenAIEngine(LLMEngine):
         is_path = isinstance(tokenizer, (str, Path))
         self._tokenizer = TokenizerFile(tokenizer) if is_path else tokenizer
         if context_length is not None:
-            whole("context_length", context_length, low=2, unit="tokens")
+            integer("context_length", context_length, low=2, unit="tokens")
         self._context_length = context_length
         self._lost_after_s = number("lost_after_s", lost_after_s, low=0, unit="seconds")
-        self._max_event_bytes = whole("max_event_bytes", max_event_bytes, low=1, unit="bytes")
+        self._max_event_bytes = integer("max_event_bytes", max_event_bytes, low=1, unit="bytes")
         self._server: Server | None = None
 
     async def start(self, worker_id: int) -> EngineConfig:

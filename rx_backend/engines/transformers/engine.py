@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from importlib import import_module
 from typing import Any, Final
 
-from rx_backend.checks import whole
+from rx_backend.checks import integer
 from rx_backend.context import RequestContext
 from rx_backend.engine import EngineConfig
 from rx_backend.engines.step_thread import StepThread
@@ -71,13 +71,13 @@ class TransformersEngine(SteppedEngine):
         self._path = model_path
         self._dtype = dtype
         self._device = device
-        block_size = whole("block_size", block_size, low=4, unit="tokens")
-        kv_tokens = whole("kv_tokens", kv_tokens, low=block_size, unit="tokens")
+        block_size = integer("block_size", block_size, low=4, unit="tokens")
+        kv_tokens = integer("kv_tokens", kv_tokens, low=block_size, unit="tokens")
         self._batching: Any = _import().ContinuousBatchingConfig(
             page_size=block_size,
             num_blocks=kv_tokens // block_size,
-            max_batch_tokens=whole("max_batch_tokens", max_batch_tokens, low=1, unit="tokens"),
-            max_requests_per_batch=whole("max_batch", max_batch, low=1, unit="requests"),
+            max_batch_tokens=integer("max_batch_tokens", max_batch_tokens, low=1, unit="tokens"),
+            max_requests_per_batch=integer("max_batch", max_batch, low=1, unit="requests"),
             per_request_processors=True,
             seed=seed,
         )
@@ -100,7 +100,7 @@ class TransformersEngine(SteppedEngine):
         _start(manager)
         self._manager = manager
         scheduler = BatchingScheduler(manager, sampling)
-        self._steps = StepThread(scheduler, max_sequences=_NO_LIMIT, ahead=_NO_LIMIT)
+        self._steps = StepThread(scheduler, max_sequences=_NO_LIMIT, max_ahead=_NO_LIMIT)
         return EngineConfig(
             model=self._path,
             context_length=context_length,
@@ -120,7 +120,7 @@ class TransformersEngine(SteppedEngine):
             InvalidArgument: The prompt is too long, or an option can't be honoured.
             EngineShutdown: The engine is not started.
         """
-        return self.stream(request, context, self.asked(request))
+        return self.stream(request, context, self.check(request))
 
     async def cleanup(self) -> None:
         """End open streams with `EngineShutdown`, and both threads (row E5)."""

@@ -6,7 +6,7 @@ import itertools
 from typing import Any, Final
 
 from rx_backend.engines.step_sequence import StepSequence
-from rx_backend.engines.stepped_engine import Asked
+from rx_backend.engines.stepped_engine import CheckedRequest
 from rx_backend.engines.transformers.sampling import Sampling
 from rx_backend.errors import Disconnected, Unknown
 from rx_backend.protocols import FinishReason, LLMEngineOutput
@@ -21,7 +21,7 @@ class BatchingScheduler:
     """
     Passes requests to a manager, which has its own thread, and its outputs to their sequences.
 
-    The `StepSequence.state` is an `Asked`.
+    The `StepSequence.state` is a `CheckedRequest`.
 
     Args:
         manager: A running ``ContinuousBatchingManager``.
@@ -37,16 +37,16 @@ class BatchingScheduler:
 
     def admit(self, sequence: StepSequence) -> None:
         """Queue a request in the manager."""
-        asked: Asked = sequence.state
+        checked: CheckedRequest = sequence.state
         self._check_alive()
         request_id = self._ids[sequence] = str(next(self._numbers))
         self._running[request_id] = sequence
         self._manager.add_request(
-            asked.prompt,
+            checked.prompt,
             request_id,
-            max_new_tokens=asked.limit,
+            max_new_tokens=checked.limit,
             streaming=True,
-            eos_token_id=sorted(asked.stop),
+            eos_token_id=sorted(checked.stop),
             **self._sampling.options(sequence.request.sampling_options),
         )
 
@@ -73,11 +73,11 @@ class BatchingScheduler:
             self._check_alive(output.error)
             sequence.fail(Unknown(f"transformers: {output.error}"))
             return
-        asked: Asked = sequence.state
+        checked: CheckedRequest = sequence.state
         # An output has all tokens so far.
-        chunk = LLMEngineOutput(output.generated_tokens[sequence.made :])
+        chunk = LLMEngineOutput(output.generated_tokens[sequence.output_tokens :])
         if output.is_finished():
-            is_end = not asked.stop.isdisjoint(output.generated_tokens[-1:])
+            is_end = not checked.stop.isdisjoint(output.generated_tokens[-1:])
             chunk.finish_reason = FinishReason.STOP if is_end else FinishReason.LENGTH
         sequence.emit(chunk)
 

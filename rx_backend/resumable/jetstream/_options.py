@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rx_backend.checks import number, whole
+from rx_backend.checks import integer, number
 from rx_backend.errors import InvalidArgument
 
 __all__ = ("Options",)
@@ -51,10 +51,10 @@ class Options:
             raise InvalidArgument(
                 f"name: expected letters, digits, '_' and '-', at most 64, got {self.name!r}"
             )
-        whole("replicas", self.replicas, unit="servers", low=1, high=5)
-        whole("max_bytes", self.max_bytes, unit="bytes", low=1)
-        whole("max_takeovers", self.max_takeovers, unit="times", low=0)
-        whole("batch_items", self.batch_items, unit="items", low=1)
+        integer("replicas", self.replicas, unit="servers", low=1, high=5)
+        integer("max_bytes", self.max_bytes, unit="bytes", low=1)
+        integer("max_takeovers", self.max_takeovers, unit="times", low=0)
+        integer("batch_items", self.batch_items, unit="items", low=1)
         number("max_age_s", self.max_age_s, low=1.0, unit="seconds")
         number("lease_s", self.lease_s, low=0.2, unit="seconds")
         number("keep_s", self.keep_s, low=0, unit="seconds")

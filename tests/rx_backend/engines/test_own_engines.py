@@ -137,7 +137,7 @@ async def test_text_without_ids_is_a_first_token_too(
 @real_time
 async def test_iterator_in_order(ahead: int) -> None:
     """Every chunk arrives once, in order, then the end."""
-    chunks = iterate_in_thread(lambda: tokens(50), REQUEST, RequestContext(), ahead=ahead)
+    chunks = iterate_in_thread(lambda: tokens(50), REQUEST, RequestContext(), max_ahead=ahead)
     expected = [([token], "None") for token in range(50)] + [([], "stop")]
     assert await read(chunks) == expected
 
@@ -155,7 +155,7 @@ async def test_iterator_is_not_far_ahead() -> None:
                 third.set()
             yield chunk
 
-    chunks = iterate_in_thread(watched, REQUEST, RequestContext(), ahead=3)
+    chunks = iterate_in_thread(watched, REQUEST, RequestContext(), max_ahead=3)
     async with aclosing(chunks):
         await anext(chunks)
         await anext(chunks)
@@ -207,7 +207,7 @@ async def test_drop_closes_the_iterator() -> None:
         finally:
             closed.set()
 
-    chunks = iterate_in_thread(endless, REQUEST, RequestContext(), ahead=2)
+    chunks = iterate_in_thread(endless, REQUEST, RequestContext(), max_ahead=2)
     await anext(chunks)
     await chunks.aclose()
     assert await asyncio.to_thread(closed.wait, LONG_S)
@@ -261,7 +261,7 @@ async def test_context_variables_reach_the_thread() -> None:
 @real_time
 async def test_inbox_of_several_threads() -> None:
     """What one thread puts stays in order; nothing is lost of any."""
-    with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
+    with ThreadInbox(REQUEST, RequestContext(), max_ahead=2) as inbox:
 
         def put(first: int) -> None:
             for token in range(first, first + 30):
@@ -296,7 +296,7 @@ async def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException
 async def test_put_says_that_the_consumer_has_left() -> None:
     """A callback that waits for room is told, and so is each later one."""
     answers: list[bool] = []
-    with ThreadInbox(REQUEST, RequestContext(), ahead=1) as inbox:
+    with ThreadInbox(REQUEST, RequestContext(), max_ahead=1) as inbox:
 
         def put() -> None:
             answers.extend(inbox.put(LLMEngineOutput.token(1)) for _ in range(3))
@@ -306,13 +306,13 @@ async def test_put_says_that_the_consumer_has_left() -> None:
         await anext(aiter(inbox))
     await asyncio.to_thread(thread.join)
     assert answers in ([True, True, False], [True, False, False])
-    assert inbox.is_left
+    assert inbox.is_abandoned
 
 
 @real_time
 async def test_put_in_the_event_loop_never_blocks_it() -> None:
     """Where it would have to wait for room it is an error; what fits is taken."""
-    with ThreadInbox(REQUEST, RequestContext(), ahead=2) as inbox:
+    with ThreadInbox(REQUEST, RequestContext(), max_ahead=2) as inbox:
         assert inbox.put(LLMEngineOutput.token(1))
         assert inbox.put(LLMEngineOutput.stop())
         with pytest.raises(RuntimeError, match=r"ThreadInbox.put: there is no room, and the event"):
@@ -354,10 +354,10 @@ def test_end_after_the_loop_is_closed() -> None:
 @real_time
 async def test_bad_ahead(ahead: Any) -> None:
     """The message names the argument."""
-    with pytest.raises(InvalidArgument, match="ahead"):
-        ThreadInbox(REQUEST, RequestContext(), ahead=ahead)
-    with pytest.raises(InvalidArgument, match="ahead"):
-        StepThread(Counting(), max_sequences=1, ahead=ahead)
+    with pytest.raises(InvalidArgument, match="max_ahead"):
+        ThreadInbox(REQUEST, RequestContext(), max_ahead=ahead)
+    with pytest.raises(InvalidArgument, match="max_ahead"):
+        StepThread(Counting(), max_sequences=1, max_ahead=ahead)
 
 
 # ------------------------------------------------------------------ a scheduler
@@ -383,8 +383,8 @@ class Counting:
         self.most = max(self.most, len(sequences))
         for sequence in sequences:
             wanted = sequence.request.stop_conditions.max_tokens or 1
-            last = sequence.made + 1 == wanted
-            sequence.emit_token(sequence.made, FinishReason.LENGTH if last else None)
+            last = sequence.output_tokens + 1 == wanted
+            sequence.emit_token(sequence.output_tokens, FinishReason.LENGTH if last else None)
 
     def release(self, sequence: StepSequence) -> None:
         self.released.append(sequence)
@@ -442,12 +442,12 @@ async def test_more_streams_than_places() -> None:
 async def test_the_slow_wait_alone() -> None:
     """A consumer that does not read holds back its own sequence, and gets all of it later."""
     scheduler = Counting()
-    steps = StepThread(scheduler, max_sequences=2, ahead=4)
+    steps = StepThread(scheduler, max_sequences=2, max_ahead=4)
     slow = steps.stream(asking(50), RequestContext())
     got = [(await anext(slow)).token_ids]
     assert await read(steps.stream(asking(200), RequestContext())) == answer(200)
     (sequence,) = [each for each in scheduler.admitted if each not in scheduler.released]
-    assert sequence.made <= 1 + 4
+    assert sequence.output_tokens <= 1 + 4
     got += [ids for ids, _ in await read(slow)]
     assert got == [[token] for token in range(50)]
     await steps.close()
@@ -456,7 +456,7 @@ async def test_the_slow_wait_alone() -> None:
 @real_time
 async def test_the_batch_sleeps_behind_the_slow() -> None:
     """With nobody to step the thread waits; a read wakes it."""
-    steps = StepThread(Counting(), max_sequences=2, ahead=1)
+    steps = StepThread(Counting(), max_sequences=2, max_ahead=1)
     streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
     got: list[list[int]] = [[], []]
     for _ in range(30):
@@ -769,7 +769,7 @@ async def test_any_mix_of_clients(
     """Whatever its neighbours do, a client that stays gets its tokens; everything is released."""
     draw = random.Random(seed)
     scheduler = Counting()
-    steps = StepThread(scheduler, max_sequences=places, ahead=ahead)
+    steps = StepThread(scheduler, max_sequences=places, max_ahead=ahead)
     await asyncio.gather(*(_client(steps, plan, draw) for plan in plans))
     await steps.close()
     assert scheduler.most <= places

@@ -53,7 +53,7 @@ def figures(outcome: str, ttft_ms: float | None = 10.0) -> RequestFigures:
         index=0,
         arrival_s=0.0,
         prompt_tokens=100,
-        asked_tokens=1000,
+        requested_tokens=1000,
         tokens=1000,
         outcome=outcome,
         error="Unknown" if outcome == "error" else None,

@@ -40,7 +40,7 @@ def test_a_request_is_measured_from_its_arrival() -> None:
     first, second = result.requests
     assert (first.index, first.tokens, first.duration_ms) == (0, 2, 40)
     assert (second.index, second.arrival_s, second.prompt_tokens) == (1, 1.5, 7)
-    assert (second.tokens, second.asked_tokens, second.outcome) == (5, 5, "length")
+    assert (second.tokens, second.requested_tokens, second.outcome) == (5, 5, "length")
     assert second.error is None
     assert second.ttft_ms == 20
     assert (second.itl_p50_ms, second.itl_p90_ms, second.itl_p99_ms) == (20, 20, 20)
@@ -82,7 +82,7 @@ def test_clients_cancel_and_drop_and_engines_fail_as_often_as_asked() -> None:
     assert sum(outcomes.values()) == 400
     for row in result.requests:
         assert (row.error is not None) == (row.outcome == "error")
-        assert (row.tokens < row.asked_tokens) == (row.outcome != "length")
+        assert (row.tokens < row.requested_tokens) == (row.outcome != "length")
     assert run_virtual(engine.is_quiescent())
     assert (engine.load.waiting, engine.load.decoding, engine.load.kv_tokens) == (0, 0, 0)
 
@@ -372,7 +372,7 @@ def test_a_request_fits_into_the_context(prompt: int, output: int, length: int |
     result = run_virtual(replay([Request(0, prompt, output)], engine))
     (request,), (row,) = engine.requests, result.requests
     sent = len(request.token_ids), request.stop_conditions.max_tokens or 0
-    assert sent == (row.prompt_tokens, row.asked_tokens)
+    assert sent == (row.prompt_tokens, row.requested_tokens)
     if length is None or prompt + output <= length:
         assert sent == (prompt, output)
         assert result.cut == 0

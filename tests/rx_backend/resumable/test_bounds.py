@@ -119,8 +119,8 @@ async def test_the_engine_waits_when_what_is_unread_fills_the_bytes() -> None:
         reader = await streams.start(REQUEST)
         await turns(100)
         assert 25 <= engine.pulls <= 35
-        assert 1_000 <= streams.held().held_bytes < 1_100
-        assert streams.held().waiting == {"max_bytes": 1}
+        assert 1_000 <= streams.stats().held_bytes < 1_100
+        assert streams.stats().waiting == {"max_bytes": 1}
         items = await collect(reader)
         assert told(items) == list(range(300))
         assert text_of(items) == "".join(f"{n} " for n in range(300))
@@ -141,7 +141,7 @@ async def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
         assert told([first]) == [0]
         with pytest.raises(PositionDropped):
             await streams.resume(fast.stream_id, 1)
-        assert streams.held().held_bytes < 1_100
+        assert streams.stats().held_bytes < 1_100
 
 
 # ------------------------------------------------------------------ keep_s, max_streams
@@ -199,7 +199,7 @@ async def test_the_end_counts_although_nobody_pulls_it() -> None:
     async with ResumableStreams(adapter, max_ahead=0, keep_s=3, linger_s=2) as streams:
         reader = await streams.start(REQUEST)
         await leave_after(reader, 2)
-        assert streams.held()[:2] == (0, 1)
+        assert streams.stats()[:2] == (0, 1)
         await asyncio.sleep(4)
         assert (len(streams), engine.aborts) == (0, [])
 

@@ -62,7 +62,7 @@ class Run:
     most_delivered: int = 0
 
     def check_bounds(self, streams: ResumableStreams) -> None:
-        held = streams.held()
+        held = streams.stats()
         assert held.held_bytes <= self.options["max_bytes"] + ONE_OBJECT
         is_free = self.engine.aborts or self.options["when_abandoned"] == "continue"
         if not is_free:
@@ -203,7 +203,7 @@ def test_every_reader_has_exactly_the_answer_and_the_rule_stops_it(
             del tasks
             await asyncio.sleep(300)
             run.check_bounds(streams)
-            assert streams.held().readers == 0
+            assert streams.stats().readers == 0
             if options["when_abandoned"] == "stop":
                 # Stopped or closed at the latest, and forgotten.
                 assert engine.closed == engine.calls == 1

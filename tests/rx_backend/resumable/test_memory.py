@@ -88,7 +88,7 @@ async def test_kept_streams_take_what_is_counted(end: str) -> None:
         gc.collect()
         taken = (tracemalloc.get_traced_memory()[0] - before) / STREAMS
         tracemalloc.stop()
-        held = streams.held()
+        held = streams.stats()
         assert held[:2] == (0, STREAMS + 1)
         counted = held.held_bytes / (STREAMS + 1)
         assert counted < TOKENS * 40

@@ -56,7 +56,7 @@ async def test_what_is_held_is_measured() -> None:
         states = values(meters, "streams", "rx_backend.state")
         assert states == {("running",): 1, ("kept",): 1}
         assert values(meters, "readers") == {(): 2}
-        held = running.held().held_bytes + kept.held().held_bytes
+        held = running.stats().held_bytes + kept.stats().held_bytes
         assert values(meters, "held") == {(): held}
         await reader.aclose()
         await other.aclose()

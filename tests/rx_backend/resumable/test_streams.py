@@ -126,7 +126,7 @@ async def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None
             with pytest.raises(KeyError, match="mine"):
                 await take_all(back, got)
             assert told(got) == list(range(position or 0, 3))
-        assert (streams.held().running, streams.held().kept) == (0, 1)
+        assert (streams.stats().running, streams.stats().kept) == (0, 1)
 
 
 @virtual
@@ -203,7 +203,7 @@ async def test_a_cancelled_peek_leaves_or_takes_nothing(turn: int) -> None:
         items = await collect(reader)
         assert told(items) in ([0, 1, 2], [])
         assert not items or parse_event_id(items[0].id or "")[1] == 1
-        assert streams.held().readers == 0
+        assert streams.stats().readers == 0
         # It can be read on from where it says.
         async with await streams.resume(reader.stream_id, reader.position) as back:
             assert told(items) + told(await collect(back)) == [0, 1, 2]
@@ -428,7 +428,7 @@ async def test_closing_that_nobody_waits_for_any_more_goes_on(gives_up: str) -> 
                 async with asyncio.timeout(1):
                     await each
         await asyncio.sleep(6)
-        assert (len(streams), streams.held().held_bytes, engine.closed) == (0, 0, 3)
+        assert (len(streams), streams.stats().held_bytes, engine.closed) == (0, 0, 3)
 
 
 @virtual

@@ -131,7 +131,7 @@ async def test_a_thread_of_the_executor_answers_before_time_moves() -> None:
 
 @pytest.mark.parametrize("holds", [False, True])
 def test_another_thread_wakes_the_loop(holds: bool) -> None:
-    """An idle one waits for threads that are alive; with timers set, inside ``hold_time``."""
+    """An idle one waits for threads that are alive; with timers set, inside ``real_time``."""
 
     async def main() -> float:
         loop = virtual_loop()
@@ -139,7 +139,7 @@ def test_another_thread_wakes_the_loop(holds: bool) -> None:
         timer = asyncio.create_task(asyncio.sleep(3600.0 if holds else 0.0))
         await asyncio.sleep(0)
         thread = threading.Thread(target=loop.call_soon_threadsafe, args=(answer.set_result, None))
-        with loop.hold_time() if holds else nullcontext():
+        with loop.real_time() if holds else nullcontext():
             thread.start()
             await answer
         thread.join()

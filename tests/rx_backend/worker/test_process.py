@@ -19,15 +19,15 @@ from rx_backend.worker import DynamoRuntime
 from rx_backend.worker.dynamo_runtime import make_private_folder
 from rx_backend.worker.model_files import has_model_files, shared_model_folder, write_model_files
 from rx_backend.worker.nodelay import accept_without_delay
-from rx_backend.worker.process import frozen_heap, run_on_fast_loop, switching_within
+from rx_backend.worker.process import frozen_heap, max_switch_interval, run_on_fast_loop
 
 
 def test_the_process_is_left_as_it_was_found() -> None:
     """The switch interval is shortened, never lengthened; frozen objects are collectable again."""
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    with switching_within(0.0002), frozen_heap():
+    with max_switch_interval(0.0002), frozen_heap():
         assert sys.getswitchinterval() < 0.0003
-        with switching_within(0.001):
+        with max_switch_interval(0.001):
             assert sys.getswitchinterval() < 0.0003
         assert gc.get_freeze_count() > 1000
         assert gc.get_threshold() != thresholds

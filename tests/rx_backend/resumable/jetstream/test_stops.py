@@ -61,7 +61,7 @@ async def test_an_engine_that_hears_no_stop(nats: NatsServer) -> None:
         async with await here.start(THREE) as reader:
             while reader.position < 4:
                 await anext(reader)
-        await until(lambda: not here.held().running)
+        await until(lambda: not here.stats().running)
         assert await ends(there, reader.stream_id) == EACH_ONCE
 
 
