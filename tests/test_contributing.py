@@ -40,7 +40,7 @@ def project(tmp_path: Path) -> Path:
     ],
     ids=["tests", "style", "format"],
 )
-def test_the_first_operator_is_green(project: Path, command: list[str]) -> None:
+def test_the_first_operator_passes_its_tests(project: Path, command: list[str]) -> None:
     """Its test, its doctest, and what lint says of them."""
     done = subprocess.run(
         [sys.executable, "-m", *command],

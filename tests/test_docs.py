@@ -82,7 +82,7 @@ def test_rows_lead_to_their_tests() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_wrong_types_in_a_document_are_told_by_its_lines(tmp_path: Path) -> None:
+def test_wrong_types_in_a_document_are_reported_by_line(tmp_path: Path) -> None:
     """Both type checkers look at its blocks, which share their names."""
     document = tmp_path / "guide.md"
     document.write_text("# Guide\n\n```python\nx = 1\n```\n\nThen:\n\n```python\ny: str = x\n```\n")
@@ -123,7 +123,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: path.name)
-def test_links_between_documents_lead_somewhere(document: Path) -> None:
+def test_links_between_documents_resolve(document: Path) -> None:
     """To a file, and where a heading is named, to that one."""
     broken: list[str] = []
     for link in re.findall(r"\]\(([^()\s]+)\)", prose(document)):

@@ -287,7 +287,7 @@ def diagrams() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "diagram"), diagrams())
-def test_the_diagram_is_true(name: str, diagram: MarbleDiagram) -> None:
+def test_the_diagram_is_executed(name: str, diagram: MarbleDiagram) -> None:
     """Playing the inputs gives the result, and the side effects that the rows below it show."""
     scene = Scene()
     scene.test.values = {**LETTERS, **OWN_LETTERS.get(name, {})}

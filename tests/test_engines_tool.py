@@ -65,7 +65,7 @@ def asked(python: Path) -> list[str]:
     return lines
 
 
-def test_it_is_made_once(python: Path) -> None:
+def test_the_environment_is_created_once(python: Path) -> None:
     """With the builds that pip found, and what the pins say; after that nobody is asked."""
     assert engines.main([]) == 0
     checking, venv, found, extra = asked(python)
@@ -80,7 +80,7 @@ def test_it_is_made_once(python: Path) -> None:
     assert asked(python) == []
 
 
-def test_a_check_makes_nothing(python: Path) -> None:
+def test_a_check_creates_nothing(python: Path) -> None:
     """A build whose requirements for GPUs hold elsewhere will do."""
     report(python, FOR_CPUS, ELSEWHERE)
     assert engines.main(["--check"]) == 0
@@ -88,7 +88,7 @@ def test_a_check_makes_nothing(python: Path) -> None:
     assert not engines.FOLDER.exists()
 
 
-def test_a_build_for_gpus_is_left_alone(python: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_for_gpus_is_kept(python: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line says so, and nothing is installed."""
     report(python, FOR_GPUS)
     assert engines.main([]) == 1
@@ -98,7 +98,7 @@ def test_a_build_for_gpus_is_left_alone(python: Path, capsys: pytest.CaptureFixt
     assert not engines.FOLDER.exists()
 
 
-def test_what_pip_complains_of_is_told(python: Path) -> None:
+def test_errors_of_pip_are_shown(python: Path) -> None:
     """In one line."""
     python.with_name("error").write_text("WARNING: old\nERROR: no such torch\nERROR: sorry\n")
     with pytest.raises(UnavailableError, match=r"^pip: no such torch$"):

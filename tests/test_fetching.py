@@ -50,7 +50,7 @@ def test_a_server_is_unpacked_and_found(programs: Path) -> None:
     cluster.fetch()
 
 
-def test_what_the_browser_needs_is_fetched_too(programs: Path) -> None:
+def test_the_browsers_libraries_are_fetched_too(programs: Path) -> None:
     """Libraries and fonts are found where they were unpacked."""
     write(
         programs / "apt-get",
@@ -82,7 +82,7 @@ def test_what_the_browser_needs_is_fetched_too(programs: Path) -> None:
     browser.fetch()
 
 
-def test_an_installed_browser_is_taken(programs: Path) -> None:
+def test_an_installed_browser_is_used(programs: Path) -> None:
     """With its driver, in the environment as it is."""
     write(programs / "chromium")
     write(programs / "chromedriver")
@@ -93,7 +93,7 @@ def test_an_installed_browser_is_taken(programs: Path) -> None:
 
 
 @pytest.mark.needs("dynamo")
-def test_what_apt_complains_of_is_told(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_apt_are_shown(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one line, with which the tests are left out; nothing stays behind."""
     write(
         programs / "apt-get",

@@ -51,7 +51,7 @@ def changed(wheel: Path, folder: Path, without: str = "", added: str | None = No
     return copy
 
 
-def test_the_wheel_is_good(wheel: Path) -> None:
+def test_the_wheel_is_valid(wheel: Path) -> None:
     """It has the types' markers and the licence, and no tests."""
     check_files(wheel)
     names = ZipFile(wheel).namelist()
@@ -66,13 +66,13 @@ def test_a_lost_file_is_found(wheel: Path, tmp_path: Path) -> None:
         check_files(changed(wheel, tmp_path, without="operators/py.typed"))
 
 
-def test_a_file_that_is_not_among_the_sources_is_found(wheel: Path, tmp_path: Path) -> None:
+def test_an_extra_file_is_found(wheel: Path, tmp_path: Path) -> None:
     """As tests, which nobody wants to have installed."""
     with pytest.raises(PackageError, match="tests"):
         check_files(changed(wheel, tmp_path, added="tests/test_x.py"))
 
 
-def test_metadata_that_an_index_would_refuse_is_found(wheel: Path, tmp_path: Path) -> None:
+def test_invalid_metadata_is_found(wheel: Path, tmp_path: Path) -> None:
     """As a description that can't be shown."""
     metadata = next(name for name in ZipFile(wheel).namelist() if name.endswith("/METADATA"))
     copy = changed(wheel, tmp_path, without=metadata)
@@ -106,7 +106,7 @@ def test_an_sdist_that_lacks_files_is_found(tmp_path: Path) -> None:
         build(tmp_path, tmp_path / "dist")
 
 
-def test_a_build_that_fails_is_told_with_its_output(tmp_path: Path) -> None:
+def test_a_failing_build_shows_its_output(tmp_path: Path) -> None:
     """The reason is in there."""
     (tmp_path / "pyproject.toml").write_text(PROJECT.format(version="one"))
     with pytest.raises(PackageError, match="Invalid version `one`"):
@@ -139,7 +139,7 @@ def test_a_module_that_can_not_be_imported_is_found(
         (1, "ImportError: pip install 'rx-backend[plot]'"),
     ],
 )
-def test_an_extra_that_is_not_asked_for_is_found(code: int, stderr: str) -> None:
+def test_an_untested_extra_is_found(code: int, stderr: str) -> None:
     """By another's name neither."""
     check_refusal("cli", subprocess.CompletedProcess([], 1, "", "E: pip install 'rx-backend[cli]'"))
     with pytest.raises(PackageError, match="the extra cli is not asked for"):
@@ -153,7 +153,7 @@ def test_the_example_is_the_first_block() -> None:
         first_example("# Nothing\n")
 
 
-def test_every_extra_of_users_is_tried() -> None:
+def test_every_public_extra_is_tested() -> None:
     """Those for the project's own work are in its environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = {"bench", "dev", "docs", "engines", "lint", "next", "package", "test"}

@@ -27,7 +27,7 @@ def is_public(module: ModuleType) -> bool:
 
 
 @pytest.mark.parametrize("name", module_names())
-def test_all_is_true(name: str) -> None:
+def test_all_lists_exactly_the_public_names(name: str) -> None:
     """Every public module has an ``__all__``; each name in one exists, once."""
     module = importlib.import_module(name)
     names: tuple[str, ...] | None = getattr(module, "__all__", None)
@@ -37,7 +37,7 @@ def test_all_is_true(name: str) -> None:
 
 
 @pytest.mark.parametrize("package", [operators, rx_backend])
-def test_no_module_hides_behind_an_export(package: ModuleType) -> None:
+def test_no_module_shares_its_name_with_an_export(package: ModuleType) -> None:
     """A name is a module or an export: ``import operators.stop_on`` must not give a function."""
     modules = {
         name.removeprefix(f"{package.__name__}.")
@@ -48,7 +48,7 @@ def test_no_module_hides_behind_an_export(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", authoring.__all__)
-def test_help_says_what_a_name_is(name: str) -> None:
+def test_every_public_name_has_help(name: str) -> None:
     """A class and a function by a docstring of their own; what can have none stands in the module's."""
     value = getattr(authoring, name)
     if (inspect.isclass(value) or inspect.isroutine(value)) and value.__name__ == name:

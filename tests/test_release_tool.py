@@ -39,7 +39,7 @@ def test_the_version_is_set_in_its_one_place() -> None:
     assert set_version(PYPROJECT, Version("0.1.0")) == PYPROJECT
 
 
-def test_unreleased_changes_become_those_of_the_version() -> None:
+def test_unreleased_changes_move_to_the_version() -> None:
     """What is under them stays, and new changes have an empty section above."""
     assert close_section(CHANGELOG, NEXT, "2026-02-03") == RELEASED
 
@@ -120,7 +120,7 @@ def test_a_release_is_a_commit_with_a_tag(repository: Path) -> None:
         ("99.1.0", r"there is a tag v99\.1\.0 already"),
     ],
 )
-def test_what_is_refused_changes_nothing(repository: Path, version: str, reason: str) -> None:
+def test_a_rejected_release_changes_nothing(repository: Path, version: str, reason: str) -> None:
     """There is no commit and no change of a file."""
     git(repository, "tag", "v99.1.0")
     with pytest.raises(RefusedError, match=reason):

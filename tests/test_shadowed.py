@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("kind", ["module", "package"])
-def test_a_foreign_operators_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_shadowing_package_is_named(tmp_path: Path, kind: str) -> None:
     """The error says which file it is and what to do, whatever is imported of the library."""
     if kind == "module":
         (tmp_path / "operators.py").write_text("VALUE = 1\n")

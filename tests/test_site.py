@@ -35,7 +35,7 @@ def checked(pages: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(90)
-def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported(tmp_path: Path) -> None:
     """A document that is missing fails the check, and so does an anchor."""
     pages = tmp_path / "source"
     pages.mkdir()
@@ -68,7 +68,7 @@ def test_every_operator_is_in_the_gallery() -> None:
     assert sorted(shown) == sorted(written - {"fuse"})
 
 
-def test_a_picture_is_of_a_real_run() -> None:
+def test_a_picture_shows_a_real_run() -> None:
     """It shows what the operator did to the source, which no diagram says."""
     (diagram,) = read_diagrams(operators.limit_tokens.__doc__)
     drawn = gallery.picture("limit_tokens", diagram)

@@ -74,7 +74,7 @@ def test_an_answer(page: Page, let: Let) -> None:
     assert not any(map(page.is_enabled, ("cut", "continue", "stop")))
 
 
-def test_asked_twice(page: Page) -> None:
+def test_a_second_question_replaces_the_first(page: Page) -> None:
     """Before the first answer has begun: the second one is shown, alone."""
     twice = (
         "const form = document.querySelector('#ask'); form.requestSubmit(); form.requestSubmit()"
@@ -84,7 +84,7 @@ def test_asked_twice(page: Page) -> None:
     assert page.text == ANSWER
 
 
-def test_the_button_cuts_the_connection(page: Page, let: Let) -> None:
+def test_the_button_disconnects_and_reconnects(page: Page, let: Let) -> None:
     """Nothing comes then; the other button gets the rest, as often as one likes."""
     let(20)
     page.ask()
@@ -102,7 +102,7 @@ def test_the_button_cuts_the_connection(page: Page, let: Let) -> None:
     assert page.text == ANSWER
 
 
-def test_a_reload(page: Page, let: Let) -> None:
+def test_a_reload_keeps_the_text_and_resumes(page: Page, let: Let) -> None:
     """Keeps what was read and gets the rest; after the end nothing is asked for any more."""
     let(30)
     page.ask()
@@ -119,7 +119,7 @@ def test_a_reload(page: Page, let: Let) -> None:
     assert (page.state, page.text) == ("complete", ANSWER)
 
 
-def test_the_page_is_left_and_shown_again(page: Page, gate: Proxy, let: Let) -> None:
+def test_navigating_back_to_the_page_resumes(page: Page, gate: Proxy, let: Let) -> None:
     """By the browser's Back, which may show the page as it was left."""
     let(30)
     page.ask()
@@ -131,7 +131,7 @@ def test_the_page_is_left_and_shown_again(page: Page, gate: Proxy, let: Let) -> 
     assert (page.text, page.marks) == (ANSWER, 1)
 
 
-def test_the_connection_is_lost(page: Page, gate: Proxy, let: Let) -> None:
+def test_a_lost_connection_is_resumed(page: Page, gate: Proxy, let: Let) -> None:
     """EventSource reconnects by itself, with the id of the last event."""
     let(30)
     page.ask()
@@ -143,7 +143,7 @@ def test_the_connection_is_lost(page: Page, gate: Proxy, let: Let) -> None:
     assert page.text == ANSWER
 
 
-def test_the_server_is_out_of_reach(page: Page, gate: Proxy, let: Let) -> None:
+def test_an_unreachable_server_is_retried(page: Page, gate: Proxy, let: Let) -> None:
     """For longer than the browser waits between two attempts: it makes further ones."""
     let(30)
     page.ask()
@@ -160,7 +160,7 @@ def test_the_server_is_out_of_reach(page: Page, gate: Proxy, let: Let) -> None:
     assert page.text == ANSWER
 
 
-def test_the_connection_is_lost_behind_the_last_token(page: Page) -> None:
+def test_a_connection_lost_after_the_last_token(page: Page) -> None:
     """The server has nothing more for the page then, and that is the answer's end."""
     page.ask()
     page.read_to_end()
@@ -193,7 +193,7 @@ def test_two_tabs(page: Page, let: Let) -> None:
     assert (page.text, page.marks) == (ANSWER, 1)
 
 
-def test_stop(page: Page, let: Let) -> None:
+def test_a_stop_keeps_the_text(page: Page, let: Let) -> None:
     """The page has what there was, and says that the answer has ended."""
     let(30)
     page.ask()
@@ -204,7 +204,7 @@ def test_stop(page: Page, let: Let) -> None:
     assert len(page.text) < len(ANSWER)
 
 
-def test_an_answer_that_the_server_does_not_have(page: Page, gate: Proxy) -> None:
+def test_an_unknown_answer_is_reported(page: Page, gate: Proxy) -> None:
     """Is told, and another one can be asked for."""
     # Another page first: to change the part behind "#" alone loads nothing.
     page.driver.get("about:blank")
@@ -217,7 +217,7 @@ def test_an_answer_that_the_server_does_not_have(page: Page, gate: Proxy) -> Non
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_nothing_is_beside_the_window(server: Server, size: tuple[int, int]) -> None:
+def test_nothing_overflows_the_window(server: Server, size: tuple[int, int]) -> None:
     """At a desk's and at a phone's width, with a prompt and an answer of one long word."""
     with chromium(size) as driver:
         page = Page(driver, server.url)

@@ -117,7 +117,7 @@ def test_every_position_after_the_end(client: httpx.Client) -> None:
     assert client.get(f"/streams/{name}?after={TOKENS}").status_code == 204
 
 
-def test_the_official_client_comes_back(
+def test_the_official_client_resumes(
     server: Server, official: Callable[[str], openai.OpenAI]
 ) -> None:
     """It shows no event ids, so it is given the one that another client of the answer has seen."""
@@ -139,7 +139,7 @@ def test_the_official_client_comes_back(
 
 
 @pytest.mark.parametrize("held", ["all", "little"])
-def test_two_readers_at_different_pace(fast: Server, held: str) -> None:
+def test_a_slow_reader_beside_a_fast_one(fast: Server, held: str) -> None:
     """
     One reads nothing while the other reads all.
 

@@ -55,7 +55,7 @@ def get(url: str, id: str, last: str | None = None, begun: threading.Event | Non
     return found
 
 
-def test_a_web_process_is_killed(
+def test_clients_survive_a_killed_web_process(
     servers: list[Server], official: Callable[[str], openai.OpenAI]
 ) -> None:
     """
@@ -100,7 +100,7 @@ def test_a_web_process_is_killed(
     assert (stolen.status_code, stolen.json()["error"]["code"]) == (404, "StreamNotFound")
 
 
-def test_a_process_that_begins_nothing(servers: list[Server]) -> None:
+def test_a_process_serves_answers_started_elsewhere(servers: list[Server]) -> None:
     """It hands out an answer of the other one from any position, while that runs and after its end."""
     a, b = servers
     with httpx.stream(

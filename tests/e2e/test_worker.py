@@ -50,7 +50,7 @@ def house() -> Generator[House]:
         yield House(run("tests.e2e.service:app", UPSTREAMS=urls), workers)
 
 
-def test_an_answer_goes_on_at_another_worker(
+def test_an_answer_continues_on_another_worker(
     house: House, official: Callable[[str], openai.OpenAI]
 ) -> None:
     """
@@ -85,7 +85,9 @@ def test_an_answer_goes_on_at_another_worker(
     assert min(prompts) >= len(PROMPT) + 20
 
 
-def test_no_worker_is_left(house: House, official: Callable[[str], openai.OpenAI]) -> None:
+def test_losing_every_worker_is_reported(
+    house: House, official: Callable[[str], openai.OpenAI]
+) -> None:
     """The client is told, behind what there was; who comes back later is told the same."""
     with httpx.Client(base_url=house.web.url) as client:
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:

@@ -29,7 +29,7 @@ ROWS = pytest.mark.rows(
 
 @ROWS
 @pytest.mark.timeout(300 + REQUESTS // 50)
-def test_nothing_is_left_of_any_pair() -> None:
+def test_no_pair_of_engine_and_consumer_leaks() -> None:
     """Each pair twice: no task, span, generator, gauge or byte is left, nothing hangs, and stderr stays empty."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.matrix", "--requests", str(REQUESTS)],
@@ -45,9 +45,7 @@ def test_nothing_is_left_of_any_pair() -> None:
 @ROWS
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", [name for name, kind in ENGINES.items() if kind.is_kept])
-def test_every_consumer_of_what_a_library_keeps(
-    engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_a_library_retains_remains(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else is left of it; it is no part of the other test, where what is kept adds up."""
     # What pytest keeps of the log refers to tracebacks, and so to what they were raised in.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -62,7 +60,7 @@ def test_every_consumer_of_what_a_library_keeps(
     loop.close()
 
 
-def test_an_engine_that_leaks_is_named() -> None:
+def test_a_leaking_engine_is_named() -> None:
     """A pair that leaves a task, a generator or a warning is found and named."""
     command = [sys.executable, "-c", LEAKING]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -33,7 +33,7 @@ def tell(error: Exception) -> str:
         pytest.param("-a-#", "-A-(E!)", "^--!", id="dispose-inside-the-error-item"),
     ],
 )
-def test_items_are_wrapped_and_a_failure_is_the_last_item(
+def test_items_are_wrapped_and_a_failure_becomes_the_last_item(
     source: str, result: str, subscription: str
 ) -> None:
     """Each item is wrapped when it comes; a failure becomes one item, and then the end."""
@@ -44,7 +44,7 @@ def test_items_are_wrapped_and_a_failure_is_the_last_item(
 
 
 @pytest.mark.rows("S6")
-def test_a_failure_ahead_is_annotated_too(life: Life) -> None:
+def test_a_failure_of_an_earlier_operator_is_annotated(life: Life) -> None:
     """What an operator ahead raises is a failure as well."""
 
     def refuse(item: str) -> str:
@@ -54,7 +54,7 @@ def test_a_failure_ahead_is_annotated_too(life: Life) -> None:
     assert life(["a", "b"], broken, annotate_errors(shout, tell)) == Seen(["E: a"], "completed")
 
 
-def test_what_the_functions_raise_passes_on(life: Life) -> None:
+def test_an_exception_of_the_functions_replaces_the_failure(life: Life) -> None:
     """It is not turned into an item, and takes the place of the failure."""
 
     def refuse(what: object) -> str:
@@ -67,7 +67,7 @@ def test_what_the_functions_raise_passes_on(life: Life) -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
-async def test_a_cancellation_of_the_sources_own_making_is_a_failure(
+async def test_a_cancellation_raised_by_the_source_is_a_failure(
     signal: type[BaseException],
 ) -> None:
     """Where nobody cancelled the consumer it becomes an item, with the cancellation as its cause."""

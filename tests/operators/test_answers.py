@@ -78,7 +78,7 @@ STOPPING = STOPS, st.booleans(), st.integers(0, 6)
     ],
 )
 @given(data=st.data(), chunks=CHUNKS)
-def test_each_answer_ends_by_itself(
+def test_each_answer_ends_separately(
     endings: st.SearchStrategy[Ending], data: st.DataObject, chunks: list[LLMEngineOutput]
 ) -> None:
     """Of three answers each is what it would be alone, and the last end is that of the stream."""
@@ -137,7 +137,7 @@ SOME = st.lists(st.sampled_from(range(3)), max_size=2, unique=True)
 @pytest.mark.parametrize("options", [{"idle_s": 5}, {"total_s": 5}], ids=["idle", "total"])
 @WAITS
 @given(ended=SOME)
-def test_a_deadline_holds_until_the_last_answer_has_ended(
+def test_a_deadline_applies_until_the_last_answer_has_ended(
     wrap: Callable[[LLMEngineOutput], Any], options: dict[str, Any], ended: list[int]
 ) -> None:
     """The terminal of one answer is no end of the wait for another."""
@@ -155,7 +155,7 @@ def test_a_deadline_holds_until_the_last_answer_has_ended(
 @pytest.mark.rows("E3", "E4")
 @WAITS
 @given(ended=SOME)
-def test_each_open_answer_is_cut_off(
+def test_each_open_answer_gets_a_terminal_at_the_cut_off(
     wrap: Callable[[LLMEngineOutput], Any], ended: list[int]
 ) -> None:
     """An engine that ignores a stop is closed, and each open answer has a terminal of its own."""
@@ -177,7 +177,7 @@ def test_each_open_answer_is_cut_off(
 
 @pytest.mark.rows("E3", "P6a")
 @WAITS
-def test_nothing_is_waited_for_behind_the_last_terminal(
+def test_nothing_is_awaited_after_the_last_terminal(
     wrap: Callable[[LLMEngineOutput], Any],
 ) -> None:
     """Neither a deadline nor a stop disturbs an engine whose answers have all ended."""

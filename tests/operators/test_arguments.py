@@ -110,7 +110,7 @@ VALUES = st.one_of(
 
 @pytest.mark.rows("O5")
 @given(option=st.sampled_from(sorted(OPTIONS)), value=VALUES)
-def test_a_value_of_any_kind(option: str, value: Any) -> None:
+def test_values_are_checked_against_types_and_bounds(option: str, value: Any) -> None:
     """It is taken where its type and its bounds fit; else the error names operator and option."""
     fits, expected = OPTIONS[option]
     if fits(value):
@@ -138,7 +138,7 @@ def test_a_value_of_any_kind(option: str, value: Any) -> None:
         (lambda: later("soon"), r"later: wait: expected a number, more than 0 seconds, got 'soon'"),
     ],
 )
-def test_what_does_not_fit_the_signature(make: Callable[[], object], message: str) -> None:
+def test_arguments_must_fit_the_signature(make: Callable[[], object], message: str) -> None:
     """It is a TypeError of the call that makes the operator, and names the operator."""
     with pytest.raises(TypeError, match=message):
         make()
@@ -169,7 +169,7 @@ def handed_on(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) 
         (lambda: handed_on(1), "handed_on: function: expected a function, got 1"),
     ],
 )
-def test_each_of_many_arguments_is_checked(make: Callable[[], object], message: str) -> None:
+def test_each_variadic_argument_is_checked(make: Callable[[], object], message: str) -> None:
     """The error names its place, or its name; what hands on a function's arguments takes any."""
     with pytest.raises((TypeError, ValueError), match=message):
         make()
@@ -178,7 +178,7 @@ def test_each_of_many_arguments_is_checked(make: Callable[[], object], message: 
 
 
 @pytest.mark.rows("O5")
-def test_the_default_is_always_good() -> None:
+def test_a_default_is_never_rejected() -> None:
     """Also one that is not of the option's type, as that of a scope."""
 
     @operator
@@ -192,7 +192,7 @@ def test_the_default_is_always_good() -> None:
 
 
 @pytest.mark.rows("O5")
-def test_a_type_that_is_unknown_at_run_time() -> None:
+def test_a_type_that_is_unknown_at_run_time_is_not_checked() -> None:
     """An argument whose type exists for the type checker only keeps no other from being checked."""
 
     @operator
@@ -206,12 +206,12 @@ def test_a_type_that_is_unknown_at_run_time() -> None:
         record_span(reason_name=7)
 
 
-def test_what_it_takes_may_look_like_anything() -> None:
+def test_any_callable_is_accepted_as_a_function() -> None:
     """An object that can be called is a function."""
     assert choosy(function=SimpleNamespace).name == "choosy"
 
 
-def test_nothing_is_kept_of_an_operator() -> None:
+def test_a_local_operator_is_garbage_collected() -> None:
     """One that is written in a function is forgotten with what it refers to."""
 
     class Held:
@@ -362,7 +362,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 
 @pytest.mark.rows("O5")
 @pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
-def test_what_is_refused(make: Callable[[], object], message: str) -> None:
+def test_invalid_arguments_are_rejected(make: Callable[[], object], message: str) -> None:
     """When it is made: the error names operator and option, and what was expected."""
     with pytest.raises((TypeError, ValueError)) as refused:
         make()
@@ -370,7 +370,7 @@ def test_what_is_refused(make: Callable[[], object], message: str) -> None:
     assert str(refused.value).startswith(f"{name}: {message}")
 
 
-def test_what_windows_refuse() -> None:
+def test_windows_reject_keys_that_json_can_not_preserve() -> None:
     """A key that would not survive the way to another process."""
     with pytest.raises(
         TypeError, match=r"SloWindows\.failed: key: expected a str or a tuple of str"
@@ -422,13 +422,13 @@ def scoped(scope: Any = SCOPE) -> Stage[Any, Any]:
     ],
     ids=lambda made: made.name,
 )
-async def test_what_needs_a_scope_says_so(made: Operator[Any, Any]) -> None:
+async def test_an_operator_without_its_scope_says_so(made: Operator[Any, Any]) -> None:
     """Outside of a request's pipeline, when the stream starts."""
     with pytest.raises(TypeError, match=f"^{made.name}.* scope"):
         await anext(our.fuse(Engine()(), [made]))
 
 
-def test_an_asynchronous_generator_without_its_source_is_refused() -> None:
+def test_an_async_generator_without_a_source_is_rejected() -> None:
     async def alone() -> AsyncGenerator[int]:
         yield 1
 

@@ -28,7 +28,7 @@ from tests.operators._help import Bare, Engine, Seen, collect, same, settle, spy
 
 
 @pytest.mark.parametrize("wrong", [7, "map", None, [same()]], ids=repr)
-async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
+async def test_an_operator_must_be_callable(wrong: Any) -> None:
     """The error names the place and the value; the source is closed."""
     message = (
         "pipeline[1] is not an operator: expected one of ours, of reactivex or of aioreactive, "
@@ -49,7 +49,7 @@ async def test_what_cannot_be_called_is_no_operator(wrong: Any) -> None:
     [(print, "NoneType"), (lambda source: 7, "int"), (ops.map, "function")],
     ids=["none", "number", "uncalled"],
 )
-async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) -> None:
+async def test_an_operator_must_return_an_observable(wrong: Any, gave: str) -> None:
     """The error names the place and what came of it."""
     source = Bare()
     with pytest.raises(NotAnOperator) as refused:
@@ -63,7 +63,7 @@ async def test_what_gives_no_observable_is_no_operator(wrong: Any, gave: str) ->
 @pytest.mark.parametrize(
     ("wrong", "is_ours"), [(first_token, True), (until_terminal, True), (int, False)]
 )
-async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) -> None:
+async def test_an_operator_must_accept_a_source(wrong: Any, is_ours: bool) -> None:
     """The place is named; of an operator of ours the error guesses that its call was forgotten."""
     source = Bare()
     with pytest.raises(NotAnOperator) as refused:
@@ -75,7 +75,7 @@ async def test_what_cannot_be_applied_is_no_operator(wrong: Any, is_ours: bool) 
 
 
 @pytest.mark.parametrize("wrong", [7, None, same(), Pipeline([same()]), ops.take(1)], ids=repr)
-async def test_what_is_no_list_of_operators_is_refused(wrong: Any) -> None:
+async def test_operators_must_be_iterable(wrong: Any) -> None:
     """By every function that takes one, by name; the source is closed."""
     source = Bare()
     for name, make in {
@@ -91,13 +91,13 @@ async def test_what_is_no_list_of_operators_is_refused(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [7, None, [1], Engine, Engine([1])], ids=repr)
-async def test_what_is_no_source_is_refused(wrong: Any) -> None:
+async def test_a_source_must_be_iterable_or_observable(wrong: Any) -> None:
     """Also what has still to be called for one."""
     with pytest.raises(TypeError, match="fuse: source: expected an asynchronous iterator, got"):
         fuse(wrong, [same()])
 
 
-async def test_any_iterable_will_do() -> None:
+async def test_operators_may_be_any_iterable() -> None:
     """The list may be a tuple or a generator."""
     assert await collect(fuse(Engine([1])(), (same() for _ in range(3)))) == Seen([1], "completed")
     both = same(), ops.map(lambda item: item)
@@ -116,7 +116,7 @@ async def test_any_iterable_will_do() -> None:
         pytest.param(map_async(partial(asyncio.sleep, 1.0)), id="map_async"),
     ],
 )
-async def test_a_set_up_that_fails_behind_a_part_drops_what_is_in_front(
+async def test_a_failing_set_up_drops_the_stages_before_it(
     between: AnyOperator,
 ) -> None:
     """The stages in front are closed, once, and the source too; those behind never begin."""

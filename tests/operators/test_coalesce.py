@@ -56,7 +56,7 @@ def all_ids_of(seen: Received) -> list[int]:
 @pytest.mark.rows("S1", "S4")
 @pytest.mark.parametrize("every_s", [None, 1.0])
 @pytest.mark.parametrize("turns", [0, 1])
-async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
+async def test_a_consumer_that_keeps_up_gets_the_chunks_unchanged(
     every_s: float | None, turns: int
 ) -> None:
     """The very objects, one for one, with nothing pulled ahead and no task made; also a turn late."""
@@ -76,7 +76,7 @@ async def test_a_consumer_that_keeps_up_gets_what_the_engine_gave(
 
 
 @pytest.mark.rows("P6a", "S2")
-async def test_barriers() -> None:
+async def test_chunks_that_can_not_be_merged_are_barriers() -> None:
     """Another choice, or a chunk with something else on it, comes by itself; so does the terminal."""
     chunks = [token(n) for n in range(6)]
     chunks[3].worker_trace_link = "link"
@@ -94,7 +94,7 @@ async def test_barriers() -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_a_step_ahead_ends_the_run(
+def test_an_interrupt_in_the_pump_ends_the_run(
     interrupt: type[BaseException], leaks: LeakWatch
 ) -> None:
     """As out of any task it goes to what runs the event loop, and the engine is closed."""
@@ -111,7 +111,7 @@ def test_an_interrupt_in_a_step_ahead_ends_the_run(
     assert engine.closed == 1
 
 
-async def test_a_buffer_that_is_full_may_fail_the_stream() -> None:
+async def test_a_full_buffer_may_fail_the_stream() -> None:
     """The engine is closed then; what waits comes out first, then the error."""
     engine = Engine(map(token, range(100)), every_s=1.0)
     stream = fuse(engine(), [coalesce(max_chunks=3, overflow="fail")])
@@ -254,7 +254,7 @@ def numbers_of(chunk: LLMEngineOutput) -> list[int]:
 @pytest.mark.rows("F1", "S1", "S2", "S6", "S7")
 @given(TIMINGS, st.integers(1, 6))
 @example(Timing([("empty", None), *[("token", None)] * 2], "terminal", [0.5], None), 2)
-def test_any_timing(timing: Timing, max_chunks: int) -> None:
+def test_any_timing_of_engine_and_consumer(timing: Timing, max_chunks: int) -> None:
     """The engine's tokens in order, each as soon as it is there; barriers and bounds hold."""
     engine = Scripted(timing)
     counts = CoalesceCounts()

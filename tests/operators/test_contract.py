@@ -181,7 +181,7 @@ class Source(Observable[Any]):
         self.disposed += 1
 
 
-def test_every_operator_is_here() -> None:
+def test_every_exported_operator_is_tested_here() -> None:
     """Whatever is written with a decorator of ours and exported is in one of the tables."""
     written = {
         name for name in operators.__all__ if hasattr(getattr(operators, name), "__wrapped__")
@@ -190,7 +190,7 @@ def test_every_operator_is_here() -> None:
 
 
 @EVERY_OPERATOR
-def test_it_is_an_operator(name: str) -> None:
+def test_it_is_an_operator_with_name_and_repr(name: str) -> None:
     """It is a value that a pipeline takes, and any ``pipe``, and that shows how it was made."""
     made = ALL[name]()
     assert isinstance(made, Operator)
@@ -233,7 +233,7 @@ def test_it_needs_an_event_loop_in_a_pipe(name: str) -> None:
 @EVERY_OPERATOR
 @pytest.mark.parametrize("ending", ["complete", "fail", "dispose", "dispose-inside"])
 @settled
-async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
+async def test_it_disposes_of_its_source_once(name: str, ending: str) -> None:
     """It subscribes when subscribed to; after an end or a drop nothing is heard of the source."""
     source = Source()
     subscriptions: list[abc.DisposableBase] = []
@@ -273,7 +273,7 @@ async def test_it_disposes_its_source_once(name: str, ending: str) -> None:
 
 @EVERY_OPERATOR
 @EVERY_END
-async def test_every_way_to_run_it_gives_the_same(name: str, how: How) -> None:
+async def test_every_way_to_run_it_gives_the_same_result(name: str, how: How) -> None:
     """Pushed, synchronous where it may be, pulled, also between stock and asynchronous neighbours."""
     stock: AnyOperator = ops.map(lambda item: item)
     waits = operators.map_async(itself)
@@ -292,7 +292,7 @@ async def test_every_way_to_run_it_gives_the_same(name: str, how: How) -> None:
 @pytest.mark.rows("S8")
 @EVERY_OPERATOR
 @settled
-async def test_streams_share_nothing(name: str) -> None:
+async def test_streams_share_no_state(name: str) -> None:
     """Streams of one operator, at once and one after another, are as fresh as the first."""
     made = ALL[name]()
 
@@ -319,7 +319,7 @@ def test_it_emits_when_its_source_does(name: str) -> None:
 
 @EVERY_OPERATOR
 @settled
-async def test_a_failure_behind_it_closes_the_source(name: str) -> None:
+async def test_a_failure_after_it_closes_the_source(name: str) -> None:
     """An operator behind that fails ends the stream there, and the engine is closed."""
 
     def refuse(item: Any) -> Any:
@@ -356,7 +356,7 @@ async def test_an_operator_that_ends_the_stream_closes_the_engine(name: str) -> 
 @pytest.mark.rows("S4", "S7")
 @EVERY_OPERATOR
 @settled
-async def test_one_pull_for_one_chunk(name: str) -> None:
+async def test_one_pull_of_the_consumer_is_one_pull_of_the_engine(name: str) -> None:
     """A consumer that comes back at once finds nothing pulled ahead; closing waits for the engine."""
     engine = Engine([token(n) for n in range(1, 9)], ends=False, closing_s=1.0)
     journal: list[str] = []
@@ -389,9 +389,7 @@ async def test_an_interrupt_is_never_an_item(name: str, interrupt: BaseException
 @pytest.mark.parametrize("name", sorted({*ALL} - {"annotate_errors"}))
 @pytest.mark.parametrize("signal", [asyncio.CancelledError, GeneratorExit])
 @settled
-async def test_an_engine_that_cancels_itself_has_failed(
-    name: str, signal: type[BaseException]
-) -> None:
+async def test_an_engine_that_cancels_itself_fails(name: str, signal: type[BaseException]) -> None:
     """Nobody cancelled the consumer, so it is a failure like any other, and a cause is kept."""
     engine = Engine([token(1)], error=signal())
     seen = await collect(fuse(engine(), [same(), ALL[name](), same()]))
@@ -410,7 +408,7 @@ NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("number")
 )
 @pytest.mark.parametrize("take", [None, 1])
 @settled
-async def test_the_engine_keeps_its_context(name: str, take: int | None) -> None:
+async def test_the_engine_keeps_its_context_variables(name: str, take: int | None) -> None:
     """What it sets in a step, it finds and takes back in the next, and in its clean-up."""
     outcome: list[str] = []
 
@@ -462,7 +460,7 @@ def made_of(names: Sequence[str]) -> list[AnyOperator]:
 @pytest.mark.rows("S1", "S2", "S6", "E3")
 @examples(200)
 @given(names=ANY, chunks=STREAMS, error=ERRORS, take=st.none() | st.integers(1, 5))
-def test_fused_is_what_a_pipe_gives(
+def test_fused_operators_give_the_same_as_a_pipe(
     names: Sequence[str], chunks: list[Any], error: Exception | None, take: int | None
 ) -> None:
     """Pulled and pushed; and behind ``until_terminal`` there is one terminal, the last."""

@@ -83,7 +83,7 @@ def test_which_deadline_passes_when(
         ({"total_s": 60}, TotalTimeout, "no end within 60 s (total_s), tokens so far: 5"),
     ],
 )
-def test_the_error_says_which_and_how_far_it_got(
+def test_the_error_names_the_deadline_and_the_tokens_so_far(
     options: dict[str, Any], kind: type[DeadlineExpired], text: str, retry: bool
 ) -> None:
     """Deadline, length, tokens and whether it may be retried; also through a pickle."""
@@ -113,7 +113,7 @@ class Around:
 
 @pytest.mark.rows("E2")
 @pytest.mark.parametrize("make", [asdict, Around])
-async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> None:
+async def test_chunks_are_recognized_in_any_form(make: Callable[[Chunk], Any]) -> None:
     """Mappings of the shape of a chunk, and items around a chunk, are as good as chunks."""
     chunks = [make(handshake()), make(token(1, 2)), make(handshake())]
     engine = Engine(chunks, every_s=2.0, ends=False)
@@ -125,13 +125,13 @@ async def test_chunks_are_known_in_any_form(make: Callable[[Chunk], Any]) -> Non
 
 
 @pytest.mark.rows("S9")
-async def test_an_engine_that_is_through_is_late_for_nothing() -> None:
+async def test_no_deadline_applies_to_an_engine_that_has_ended() -> None:
     """One that has ended without a terminal may take its time to clean up."""
     engine = Bare([token(1)], closing_s=5.0)
     assert await collect(fuse(engine, [deadlines(idle_s=3)])) == Seen([token(1)], "completed")
 
 
-async def test_the_whole_counts_while_nobody_pulls() -> None:
+async def test_the_total_deadline_runs_while_nobody_pulls() -> None:
     """The request is stopped when the time is over; the next pull tells the consumer."""
     engine = Engine([token(1), token(2)], closing_s=1.0)
     expired = deadlines(total_s=5, scope=told(lambda: engine.journal.append("stopped")))

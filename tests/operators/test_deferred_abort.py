@@ -96,7 +96,7 @@ class TestAbortGate:
             pytest.param("-s----", "---o--", "------", "--!", id="dropped"),
         ],
     )
-    def test_it_opens_when_stop_and_open_have_come(
+    def test_it_emits_after_both_stop_and_opened(
         self, stop: str, opened: str, closed: str, result: str
     ) -> None:
         """It emits once, when the second of the two comes, and never once it is closed."""
@@ -109,7 +109,7 @@ class TestAbortGate:
         [*permutations(["stop", "opened"]), *permutations(["stop", "opened", "closed"])],
         ids="-".join,
     )
-    def test_levels_that_are_set_already_count(
+    def test_signals_that_are_already_set_count(
         self, order: tuple[str, ...], level: MakeLevel
     ) -> None:
         """Signals that replay open it at once, whichever was set first; a closing one wins."""
@@ -118,7 +118,7 @@ class TestAbortGate:
             levels[name].on_next(True)
         assert _told(*levels.values()) == (["|"] if "closed" in order else [True, "|"])
 
-    def test_timers_in_its_signals_obey_the_scheduler(self) -> None:
+    def test_timers_in_its_signals_use_the_scheduler(self) -> None:
         """The scheduler of the subscription reaches all three signals."""
         timer = reactivex.timer(2.0), reactivex.timer(3.0), reactivex.timer(4.0)
         Marbles({"x": 0}).expect(abort_gate(*timer), "---(x|)")
@@ -163,7 +163,7 @@ class TestDeferredAbort:
             pytest.param(False, "-a-b-|", "---s--", "-a!", "", id="at-once-signal-after-the-drop"),
         ],
     )
-    def test_when_the_abort_is_made(
+    def test_when_the_abort_is_called(
         self, defer: bool, source: str, stop: str, result: str, abort: str
     ) -> None:
         """Once: with the first token at the earliest, or in the moment of the signal; chunks pass."""
@@ -175,7 +175,7 @@ class TestDeferredAbort:
         assert aborts == [place for place, sign in enumerate(abort) if sign == "!"]
 
     @pytest.mark.rows("A2", "A4", "S1")
-    def test_the_abort_comes_before_the_first_token_goes_on(self, life: Life) -> None:
+    def test_the_abort_comes_before_the_first_token_is_emitted(self, life: Life) -> None:
         """The stop waits through empty chunks; the stream goes on, its chunks unchanged."""
         journal: list[str] = []
         stop: Subject[bool] = Subject()
@@ -191,7 +191,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A2", "A3")
     @pytest.mark.parametrize("defer", [True, False])
-    def test_a_stop_that_is_set_already_counts(self, life: Life, defer: bool) -> None:
+    def test_a_stop_that_is_already_set_counts(self, life: Life, defer: bool) -> None:
         """A level set before the stream is made aborts as one that is set later does."""
         aborts: list[str] = []
         stop = Level()
@@ -204,7 +204,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A3")
     @pytest.mark.parametrize("pulled", [0, 1])
-    async def test_nobody_has_to_pull(self, pulled: int) -> None:
+    async def test_an_abort_needs_no_pull(self, pulled: int) -> None:
         """An abort that needn't wait is made inside the signal, whether or not anyone pulls."""
         aborts: list[str] = []
         stop: Subject[bool] = Subject()
@@ -218,7 +218,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A4")
     @pytest.mark.parametrize("notified_first", [True, False])
-    async def test_a_first_token_that_is_notified_opens_the_gate(
+    async def test_a_notified_first_token_opens_the_gate(
         self, notified_first: bool, level: MakeLevel
     ) -> None:
         """The notice alone is enough, in either order, without a chunk and without a pull."""
@@ -234,7 +234,7 @@ class TestDeferredAbort:
         await stream.aclose()
 
     @pytest.mark.rows("A2", "A4")
-    def test_notice_and_first_token_together_abort_once(self, life: Life) -> None:
+    def test_notification_and_first_token_abort_only_once(self, life: Life) -> None:
         """A first token that was notified is no second one when its chunk comes."""
         aborts: list[str] = []
         stop, notified = Level(), Level()
@@ -249,7 +249,7 @@ class TestDeferredAbort:
     @pytest.mark.parametrize(
         "how", [{}, {"error": LookupError()}, {"take": 1}, {"ends": False}], ids=str
     )
-    def test_no_abort_when_the_stream_is_over_before_its_first_token(
+    def test_no_abort_if_the_stream_ends_before_its_first_token(
         self, life: Life, how: dict[str, Any]
     ) -> None:
         """However it ended, a notice that comes later makes no abort, nor does a signal."""
@@ -264,7 +264,7 @@ class TestDeferredAbort:
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("run", [pushed, fused])
     @pytest.mark.parametrize("is_late", [False, True])
-    def test_in_the_turn_of_the_drop_the_first_token_wins(
+    def test_a_first_token_in_the_iteration_of_the_drop_wins(
         self, run: Life, level: MakeLevel, is_late: bool
     ) -> None:
         """With ``call_soon`` a notice in the turn of the drop still aborts; later it does not."""
@@ -288,7 +288,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("how", [{}, {"error": LookupError()}], ids=str)
-    def test_an_end_of_the_streams_own_waits_for_no_turn(
+    def test_the_streams_own_end_closes_the_gate_at_once(
         self, life: Life, how: dict[str, Any]
     ) -> None:
         """A stream that ends or fails closes its gate at once, and one without a signal too."""
@@ -301,7 +301,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("waits", [True, False])
-    async def test_a_stop_that_comes_while_the_engine_unwinds(self, waits: bool) -> None:
+    async def test_a_stop_while_the_engine_unwinds(self, waits: bool) -> None:
         """Where it has no first token when it is dropped, none that it tells of then makes the abort."""
         stop, notified, steps = Level(), Level(), list[AbortStep]()
 
@@ -331,7 +331,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A2", "S6")
     @pytest.mark.parametrize("cleaning_up_s", [0.0, 1.0])
-    async def test_a_cancellation_of_the_engines_own(self, cleaning_up_s: float) -> None:
+    async def test_a_cancellation_by_the_engine_keeps_the_gate(self, cleaning_up_s: float) -> None:
         """The stream survives it, and the first token behind it makes the abort."""
         stop, aborts = Level(), list[float]()
 
@@ -357,7 +357,7 @@ class TestDeferredAbort:
         assert aborts == [2.0 + cleaning_up_s]
 
     @pytest.mark.rows("A5", "S7")
-    def test_a_stream_that_outlives_its_loop(self) -> None:
+    def test_a_stream_can_outlive_its_loop(self) -> None:
         """Where there is no turn left to wait for, the gate closes at once."""
         stop, steps = Level(), list[AbortStep]()
 
@@ -373,7 +373,7 @@ class TestDeferredAbort:
         "how", [{}, {"error": LookupError()}, {"take": 1}, {"ends": False}], ids=str
     )
     @pytest.mark.parametrize("stopped", [True, False])
-    def test_nothing_listens_to_the_signals_afterwards(
+    def test_the_signals_have_no_listeners_afterwards(
         self, life: Life, stopped: bool, how: dict[str, Any]
     ) -> None:
         """Stop and notice are left when the stream is over, so that they don't keep it."""

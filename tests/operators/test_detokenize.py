@@ -38,7 +38,7 @@ def in_chunks(ids: list[int], sizes: list[int]) -> list[LLMEngineOutput]:
 
 @examples(200)
 @given(st.lists(st.integers(0, END), max_size=30), st.lists(st.integers(1, 5), min_size=1))
-def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[int]) -> None:
+def test_the_texts_add_up_to_the_text_of_all_tokens(ids: list[int], sizes: list[int]) -> None:
     """However the tokens come, valid UTF-8 or not, with special tokens among them."""
     chunks = run(in_chunks(ids, sizes))
     assert "".join(chunk.text or "" for chunk in chunks) == TOKENIZER.decode(ids)
@@ -49,7 +49,7 @@ def test_the_texts_make_up_the_text_of_all_tokens(ids: list[int], sizes: list[in
 
 
 @given(st.text("a\n\0é漢�😀\U0010ffff", max_size=20), st.lists(st.integers(1, 5), min_size=1))
-def test_a_character_is_never_broken(text: str, sizes: list[int]) -> None:
+def test_a_character_is_never_split(text: str, sizes: list[int]) -> None:
     """A client that prints each text as it comes sees no replacement character."""
     chunks = run(in_chunks(list(text.encode()), sizes))
     assert "".join(chunk.text or "" for chunk in chunks) == text
@@ -57,7 +57,7 @@ def test_a_character_is_never_broken(text: str, sizes: list[int]) -> None:
         assert not any("�" in (chunk.text or "") for chunk in chunks)
 
 
-def test_what_is_incomplete_comes_with_the_terminal() -> None:
+def test_an_incomplete_character_comes_with_the_terminal() -> None:
     """As the replacement character, on a terminal with tokens and on a bare one."""
     broken = LLMEngineOutput(list("aé".encode()[:-1]))
     assert [chunk.text for chunk in run([broken, LLMEngineOutput.stop()])] == ["a", "�"]
@@ -65,7 +65,7 @@ def test_what_is_incomplete_comes_with_the_terminal() -> None:
     assert [(chunk.text, chunk.tokens) for chunk in run([last])] == [("a�", ["a", "�"])]
 
 
-def test_bytes_that_are_no_character_do_no_harm() -> None:
+def test_invalid_utf_8_does_no_harm() -> None:
     """In a vocabulary with byte tokens: a newline is one, and then the model breaks a character off."""
     tokenizer = fallback_tokenizer("▁a", "▁b")
     ids = [256, ord("\n"), 0xF0, 0x9F, 257, 257, *"\n😀".encode(), 256]
@@ -75,7 +75,7 @@ def test_bytes_that_are_no_character_do_no_harm() -> None:
 
 
 @given(st.lists(st.sampled_from([ord("h"), *"😀".encode(), 256, 257]), max_size=20))
-def test_whatever_a_model_with_byte_tokens_makes_has_a_text(ids: list[int]) -> None:
+def test_any_sequence_of_byte_tokens_has_a_text(ids: list[int]) -> None:
     """No order of tokens is a failure, and no word is lost."""
     tokenizer = fallback_tokenizer("▁a", "▁b")
     chunks = run(in_chunks(ids, [1]), tokenizer=tokenizer)
@@ -91,7 +91,7 @@ BYTES = st.sampled_from([ord("h"), *"é😀".encode(), END])
 
 @examples(200)
 @given(st.lists(BROKEN, min_size=30, max_size=80), st.lists(BROKEN | BYTES, max_size=40))
-def test_a_long_run_of_bytes_that_are_no_character(broken: list[int], more: list[int]) -> None:
+def test_a_long_run_of_invalid_utf_8(broken: list[int], more: list[int]) -> None:
     """The texts make up the text of all tokens there too, wherever a character begins."""
     chunks = run(in_chunks(broken + more, [1]))
     assert "".join(chunk.text or "" for chunk in chunks) == TOKENIZER.decode(broken + more)
@@ -99,9 +99,7 @@ def test_a_long_run_of_bytes_that_are_no_character(broken: list[int], more: list
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, fallback_tokenizer("▁a")])
 @pytest.mark.parametrize("broken", [[0xFF], [0xF0], [0x80], [0xF0, 0x9F], [0xE2, 0x82, 0xFF]])
-def test_bytes_that_are_no_character_are_not_held_for_ever(
-    tokenizer: Any, broken: list[int]
-) -> None:
+def test_invalid_utf_8_is_not_held_forever(tokenizer: Any, broken: list[int]) -> None:
     """Each token costs as much as what is held; what comes behind them is not hurt."""
     ids = broken * 40
     chunks = run([LLMEngineOutput([token_id]) for token_id in [*ids, *b"ok"]], tokenizer=tokenizer)
@@ -123,7 +121,7 @@ def test_answers_do_not_mix() -> None:
     assert [chunk.text for chunk in chunks] == ["", "", "ü", "é"]
 
 
-def test_an_engine_that_gives_text_is_left_alone() -> None:
+def test_chunks_with_text_are_unchanged() -> None:
     """And so is a chunk without tokens; the engine's own chunk is not changed."""
     given_text, handshake = LLMEngineOutput([97], text="A"), LLMEngineOutput()
     assert run([handshake, given_text]) == [LLMEngineOutput(), LLMEngineOutput([97], text="A")]
@@ -132,7 +130,7 @@ def test_an_engine_that_gives_text_is_left_alone() -> None:
     assert bare == LLMEngineOutput([97])
 
 
-def test_a_stop_text_behind_it_cuts_between_tokens() -> None:
+def test_a_later_stop_text_cuts_between_tokens() -> None:
     """The tokens of the stop text are left out, and those before it stay."""
     chunks = run([LLMEngineOutput(list(b"one##two")), LLMEngineOutput.stop()], stop_on_text("##"))
     assert [(chunk.text, bytes(chunk.token_ids)) for chunk in chunks] == [("one", b"one")]
@@ -147,7 +145,7 @@ def test_its_chunks_can_be_merged() -> None:
 
 
 @pytest.mark.parametrize("skip", [True, False])
-def test_special_tokens_may_have_a_text(skip: bool) -> None:
+def test_special_tokens_can_be_kept(skip: bool) -> None:
     """For a client that looks for them."""
     (chunk,) = run([LLMEngineOutput([END])], skip_special_tokens=skip)
     assert chunk.text == ("" if skip else "<end>")

@@ -81,7 +81,7 @@ BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 
 @pytest.mark.rows("A1", "S2")
 @pytest.mark.parametrize("pulled", [0, 1])
-async def test_a_terminal_ends_the_drain(pulled: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_terminal_ends_the_drain_too(pulled: int, caplog: pytest.LogCaptureFixture) -> None:
     """Also where no operator in front ends the stream with it; then nothing waits for it any more."""
     engine = Engine([terminal()], ends=False, every_s=1.0, closing_s=5.0)
     notified = ReplaySubject[bool]()
@@ -100,7 +100,7 @@ async def test_a_terminal_ends_the_drain(pulled: int, caplog: pytest.LogCaptureF
 
 @pytest.mark.rows("S6", "S7", "S9")
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_stream_that_is_over_before_its_first_token(fails: bool) -> None:
+async def test_a_stream_that_ends_before_its_first_token(fails: bool) -> None:
     """The consumer sees its end or its failure; there is nothing to drain, and nothing is kept."""
     source = Engine([handshake()], error=LookupError("gone") if fails else None)()
     drains = Drains(limit=0)
@@ -113,7 +113,7 @@ async def test_a_stream_that_is_over_before_its_first_token(fails: bool) -> None
     assert lost() is None
 
 
-async def test_what_is_no_chunk_does_not_end_the_drain() -> None:
+async def test_items_other_than_chunks_do_not_end_the_drain() -> None:
     """A keep-alive item has no token; the first one that has some does."""
     others = [object(), SimpleNamespace(token_ids=None)]
     engine = Engine([*others, {"token_ids": [1]}], ends=False, every_s=1.0)
@@ -164,7 +164,7 @@ async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.rows("S1", "S4", "P6a")
-async def test_a_stream_that_is_taken_to_its_end() -> None:
+async def test_a_stream_that_is_read_to_its_end() -> None:
     """All comes out, one pull for one chunk, and no task is there from the first token on."""
     chunks = [handshake(), handshake(), token(1), token(2), terminal()]
     engine = Engine(chunks)
@@ -181,7 +181,7 @@ async def test_a_stream_that_is_taken_to_its_end() -> None:
     assert request.aborts == []
 
 
-async def test_an_engine_that_never_waits() -> None:
+async def test_an_engine_that_never_waits_does_not_starve_other_tasks() -> None:
     """What it still gives after the abort keeps nobody from their turn."""
 
     async def engine() -> AsyncGenerator[Chunk]:
@@ -215,7 +215,7 @@ async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.rows("P5", "P7")
-async def test_what_stands_in_front_sees_all_of_it() -> None:
+async def test_earlier_operators_see_the_whole_drain() -> None:
     """A span that is recorded in front has the true outcome, behind it says that it was dropped."""
     spans, journal = Spans(), list[str]()
     front, behind = (spans.tracer.start_span(name) for name in ("front", "behind"))
@@ -238,7 +238,7 @@ NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0
 @pytest.mark.parametrize(
     "dropped_s", [None, 0.0, 1.5], ids=["not-dropped", "unpulled", "in-a-pull"]
 )
-async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
+async def test_the_engine_keeps_its_context_and_its_task_until_the_first_token(
     dropped_s: float | None,
 ) -> None:
     """What it sets is there in its next step, whoever pulls; and it may hold a scope of its task."""
@@ -283,7 +283,7 @@ async def test_the_engine_keeps_its_context_and_up_to_its_token_its_task(
 class TestDrains:
     """The owner."""
 
-    async def test_closing_waits(self) -> None:
+    async def test_closing_waits_for_running_drains(self) -> None:
         """For what goes on, by default as long as it may; what comes after that is refused."""
         drains = Drains(timeout_s=10.0, grace_s=1.0)
         request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
@@ -297,7 +297,7 @@ class TestDrains:
         await drains.aclose()
 
     @pytest.mark.parametrize("timeout_s", [1.0, 60.0])
-    async def test_closing_cuts_off(self, timeout_s: float) -> None:
+    async def test_closing_cuts_drains_off_at_its_limit(self, timeout_s: float) -> None:
         """After its own time limit: what still goes on is aborted and closed."""
         drains = Drains(timeout_s=timeout_s, grace_s=5.0)
         engine = Engine([handshake()], ends=False, every_s=1.0, closing_s=2.0)
@@ -307,7 +307,7 @@ class TestDrains:
         assert (now(), request.aborts, engine.closed) == (5.0, [min(timeout_s, 3.0)], 1)
         assert (drains.running, drains.timed_out) == (0, 1)
 
-    async def test_closing_is_bounded(self) -> None:
+    async def test_closing_does_not_wait_for_a_stuck_engine(self) -> None:
         """An engine that does not let itself be closed is not waited for without end."""
         stubborn = asyncio.Event()
 
@@ -325,7 +325,7 @@ class TestDrains:
         stubborn.set()
         await drains.wait()
 
-    def test_an_event_loop_that_ends(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_ending_event_loop_cancels_drains(self, caplog: pytest.LogCaptureFixture) -> None:
         """Drains that nobody closed are cancelled with all other tasks, and their engines closed."""
         engine = Engine([handshake(), handshake()], ends=False, every_s=1.0)
         drains = Drains()
@@ -350,7 +350,7 @@ class TestDrains:
         assert caplog.records == []
 
     @pytest.mark.parametrize("pulled", [0, 1])
-    def test_an_event_loop_that_has_ended(
+    def test_a_stream_that_outlives_its_loop_is_not_drained(
         self, pulled: int, leaks: LeakWatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A stream that outlives its loop has nothing to go on in; it is closed with it."""
@@ -372,7 +372,7 @@ class TestDrains:
         assert caplog.records == []
         assert (engine.closed, drains.running) == (1, 0)
 
-    def test_a_loop_that_was_just_closed(self) -> None:
+    def test_a_stream_dropped_after_its_loop_closed(self) -> None:
         """It closes no stream, and one that is closed then has nowhere to be drained."""
         drains, loop = Drains(), VirtualTimeLoop()
 
@@ -466,7 +466,7 @@ class Timing:
 @example(Timing([(1, "h"), (3, "a")], 2.5, by_cancelling))
 @example(Timing([(1, "h"), (3, "U")], 2.5, by_closing, 2.25, 2.6))
 @example(Timing([(3, "a"), (1, "T")], 0.5, by_losing_it))
-def test_any_timing(timing: Timing) -> None:
+def test_any_timing_of_engine_and_consumer(timing: Timing) -> None:
     """Items, abort and closing come when the rules say, and nothing is left."""
 
     async def play() -> None:

@@ -171,7 +171,7 @@ class TestNobodyWaits:
         assert await run.released() == [end for end in DROPPED if started or end != "closed"]
 
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
-    async def test_what_needs_no_waiting_is_released_at_once(self, way: Way) -> None:
+    async def test_synchronous_parts_are_released_at_once(self, way: Way) -> None:
         """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` a turn later."""
         run = Run(quick)
         await anext(run.owner[0])
@@ -199,7 +199,7 @@ class TestNobodyWaits:
         assert await run.released() == DROPPED
 
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
-    async def test_a_release_that_is_cancelled(
+    async def test_a_cancelled_release_is_silent(
         self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The end of an event loop cancels every task: that of a release ends so, without a word."""
@@ -218,7 +218,7 @@ class TestNobodyWaits:
     @pytest.mark.rows("P9")
     @pytest.mark.parametrize("closing_s", [None, 2.0])
     @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
-    async def test_an_engine_that_is_lost_together_with_its_stream(
+    async def test_an_engine_collected_with_its_stream_is_closed_once(
         self,
         closing_s: float | None,
         between: list[AnyOperator],
@@ -251,7 +251,7 @@ class TestNobodyWaits:
         assert caplog.records == []
 
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    async def test_an_engine_that_fails_while_it_is_closed(
+    async def test_an_engine_that_fails_during_close_is_logged(
         self, way: Way, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It is logged, and keeps nothing from being released."""
@@ -289,7 +289,7 @@ class TestNobodyWaits:
         )
         caplog.clear()
 
-    def test_a_stream_that_is_dropped_between_two_runs_of_its_loop(self) -> None:
+    def test_a_stream_dropped_between_two_runs_of_its_loop(self) -> None:
         """What has to wait is released when the loop runs again."""
         loop = VirtualTimeLoop()
 
@@ -303,7 +303,7 @@ class TestNobodyWaits:
         assert loop.run_until_complete(run.released()) == DROPPED
         loop.close()
 
-    def test_a_stream_that_outlives_the_interpreter(self) -> None:
+    def test_a_stream_at_interpreter_exit_is_silent(self) -> None:
         """One that lasts until modules are taken apart is silent, whether it has ended or not."""
         script = """if True:
             import asyncio, gc
@@ -384,7 +384,7 @@ class TestATaskWaits:
         assert [item for item in run.journal if item[0] == "b"] == ["b1", "b1", "b!"]
 
     @pytest.mark.parametrize("way", [by_close, by_aclose])
-    async def test_two_closers(self, way: Way) -> None:
+    async def test_a_second_close_waits_for_the_first(self, way: Way) -> None:
         """The second one cuts no clean-up short, whether the first was a close or a cancellation."""
         for is_cancelled in (True, False):
             run = Run(slow_to_close)
@@ -416,7 +416,7 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
         assert "never dropped" not in run.journal
 
-    async def test_closed_in_the_turn_in_which_the_item_comes(self) -> None:
+    async def test_a_close_in_the_iteration_of_an_item(self) -> None:
         """What the engine waits for is there, but the pull has not gone on yet: no item comes."""
 
         async def engine(journal: list[str]) -> AsyncGenerator[int]:
@@ -435,7 +435,7 @@ class TestATaskWaits:
         assert await pulling == Seen([], "completed")
         assert await run.released() == DROPPED
 
-    async def test_the_task_is_cancelled_while_it_waits_for_the_release(self) -> None:
+    async def test_cancelling_a_wait_for_the_release_does_not_stop_it(self) -> None:
         """The stream was at its end; the clean-up goes on although nobody waits for it any more."""
         loop = asyncio.get_running_loop()
         engine = Engine([terminal(), token(1)], closing_s=5.0)
@@ -452,7 +452,7 @@ class TestATaskWaits:
     @pytest.mark.rows("O4")
     @pytest.mark.parametrize("cancels", [True, False])
     @pytest.mark.parametrize("cleaning_s", [None, 2.0])
-    async def test_an_engine_that_fails_at_the_drop(
+    async def test_an_engine_that_fails_at_a_drop_is_logged(
         self, cleaning_s: float | None, cancels: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The consumer is gone, so its failure is logged, once and without its message."""
@@ -487,7 +487,7 @@ class TestFromInside:
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("every_s", [None, 1.0])
-    async def test_by_an_operator(self, every_s: float | None) -> None:
+    async def test_an_operator_drops_its_own_stream(self, every_s: float | None) -> None:
         """Its step may end, and the next pull is none: the engine is not resumed for one more item."""
         run: Owner = []
         journal: list[str] = []
@@ -511,7 +511,7 @@ class TestThreads:
     """The last reference is lost in another thread."""
 
     @pytest.mark.rows("S7")
-    async def test_the_release_is_made_on_the_loops_thread(self) -> None:
+    async def test_everything_is_released_on_the_loops_thread(self) -> None:
         """Operators and engine never run in the thread that happened to lose the stream."""
         threads: set[int] = set()
 
@@ -542,7 +542,7 @@ class TestThreads:
 @pytest.mark.parametrize("closing_s", [None, 0.02])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("shuts_down", [True, False])
-def test_a_stream_that_outlives_its_loop(
+def test_a_stream_can_outlive_its_loop(
     way: str, closing_s: float | None, depth: int, shuts_down: bool
 ) -> None:
     """It is closed with its loop, as a generator is; where that was just closed, afterwards."""
@@ -578,7 +578,7 @@ def test_a_stream_that_outlives_its_loop(
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("turns", range(12))
-async def test_nothing_begins_behind_a_drop(turns: int) -> None:
+async def test_nothing_starts_after_a_drop(turns: int) -> None:
     """However many tasks stand between consumer and engine, and wherever the drop finds them."""
     journal: list[str] = []
 

@@ -62,7 +62,7 @@ def cut_off(grace_s: float, stop: Any = None, kill: Any = None) -> Any:
         pytest.param("-a--------", "--s-------", "-", "-a-!", id="dropped-in-the-grace"),
     ],
 )
-def test_the_engine_has_the_grace_and_no_more(
+def test_the_engine_has_the_grace_period_and_no_longer(
     source: str, stop: str, kill: str, result: str
 ) -> None:
     """With a grace of three frames: the engine's own end stands in time, else there is ours."""
@@ -88,7 +88,7 @@ async def test_an_engine_that_never_waits_is_cut_off_too() -> None:
 
 
 @pytest.mark.rows("S3")
-async def test_an_engine_that_listens_to_a_kill_is_heard() -> None:
+async def test_an_engine_may_end_by_itself_on_a_kill() -> None:
     """An engine that answers a kill within the turn ends the stream by itself."""
     kill: ReplaySubject[Any] = ReplaySubject()
     killed: list[Any] = []
@@ -106,7 +106,7 @@ async def test_an_engine_that_listens_to_a_kill_is_heard() -> None:
 
 
 @pytest.mark.rows("P6a", "S2")
-async def test_the_terminal_comes_when_the_engine_is_closed() -> None:
+async def test_the_terminal_comes_once_the_engine_is_closed() -> None:
     """It waits for an engine that cleans up, and completes the stream."""
     stop: Subject[Any] = Subject()
     engine = Engine(ends=False, closing_s=5.0)
@@ -119,7 +119,7 @@ async def test_the_terminal_comes_when_the_engine_is_closed() -> None:
     assert stop.observers == []
 
 
-async def test_a_stop_before_the_first_pull_counts_from_there() -> None:
+async def test_the_grace_of_an_early_stop_starts_with_the_stream() -> None:
     """A level that is set already starts the grace when the stream begins."""
     stop: ReplaySubject[Any] = ReplaySubject()
     stop.on_next(True)
@@ -130,14 +130,14 @@ async def test_a_stop_before_the_first_pull_counts_from_there() -> None:
 
 
 @pytest.mark.rows("S9")
-async def test_an_engine_that_is_through_is_not_cut_off() -> None:
+async def test_an_engine_that_has_ended_is_not_cut_off() -> None:
     """One that has ended without a terminal, and cleans up, is given none."""
     engine = Bare([token(1)], closing_s=5.0)
     stream = fuse(engine, [cut_off(3, reactivex.of(True))])
     assert await collect(stream) == Seen([token(1)], "completed")
 
 
-async def test_a_terminal_that_can_not_be_made_fails_the_stream() -> None:
+async def test_a_failing_terminal_factory_fails_the_stream() -> None:
     """What the factory raises comes out."""
 
     def refuse() -> Chunk:

@@ -22,7 +22,7 @@ from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal, tok
         pytest.param("-a-#", "-a-#", "^--!", "a", id="source-error-after"),
     ],
 )
-def test_only_the_first_chunk_with_tokens_is_told(
+def test_the_callback_gets_the_first_chunk_with_tokens(
     source: str, result: str, subscription: str, called: str
 ) -> None:
     """Chunks pass when they come; the first with tokens is told once, at its own time."""
@@ -36,7 +36,7 @@ def test_only_the_first_chunk_with_tokens_is_told(
 
 
 @pytest.mark.rows("F1", "S1")
-def test_it_is_told_before_the_chunk_goes_on(life: Life) -> None:
+def test_the_callback_comes_before_the_chunk(life: Life) -> None:
     """The callback comes first, and the chunks that come out are the source's own objects."""
     journal: list[str] = []
     chunks = [handshake(), token(1), token(2), terminal()]

@@ -206,7 +206,7 @@ class TestPull:
 
     @pytest.mark.rows("S4")
     @pytest.mark.needs("aioreactive")
-    async def test_an_operator_that_emits_is_held_back(self) -> None:
+    async def test_a_fast_operator_is_held_back(self) -> None:
         """Its ``asend`` returns while no more than one item waits to be taken."""
         tasks: list[asyncio.Task[None]] = []
         burst: Any = bursting(tasks=tasks)
@@ -227,7 +227,7 @@ class TestPull:
             aio(lambda: rx.take(2), id="take"),
         ],
     )
-    async def test_an_operator_that_ends_closes_the_source(self, make: Make) -> None:
+    async def test_an_operator_that_completes_closes_the_source(self, make: Make) -> None:
         """With its last item: ours behind it are through, and the engine is not pulled beyond."""
         engine = Engine(range(9))
         journal: list[str] = []
@@ -241,7 +241,7 @@ class TestPull:
 
     @pytest.mark.rows("P6a", "S2")
     @ONE_FOR_ONE
-    async def test_a_terminal_ahead_completes_the_stream_behind(self, make: Make) -> None:
+    async def test_a_terminal_passes_through_a_one_to_one_operator(self, make: Make) -> None:
         """The end travels with the terminal through an operator that gives one for one."""
         journal: list[str] = []
         engine = Engine([token(1), terminal(), token(2)])
@@ -309,7 +309,7 @@ class TestTime:
             ),
         ],
     )
-    async def test_items_come_at_their_times(
+    async def test_items_keep_their_times(
         self, make: Make, expected: list[tuple[float, Any]]
     ) -> None:
         """An engine that gives an item each second, seen by a consumer that always waits."""
@@ -329,7 +329,7 @@ class TestTime:
             aio(lambda: rx.take_until(rx.timer(5)), [1], False, id="take_until"),
         ],
     )
-    async def test_an_engine_that_gives_nothing_more_is_given_up(
+    async def test_a_timeout_closes_a_silent_engine(
         self, make: Make, items: list[int], is_failure: bool
     ) -> None:
         """In time, and closed; its clean-up is waited for by nobody."""
@@ -343,7 +343,7 @@ class TestTime:
 
     @pytest.mark.rows("S2")
     @pytest.mark.needs("aioreactive")
-    async def test_an_operator_that_ends_while_nobody_waits(self) -> None:
+    async def test_an_operator_that_completes_between_pulls(self) -> None:
         """The engine is closed then, not when somebody asks for more."""
         engine = Engine([1, 2])
         stream = fuse(engine(), [same(), rx.take_until(rx.timer(5)), same()])
@@ -352,7 +352,7 @@ class TestTime:
         assert (engine.pulls, engine.closed) == (1, 1)
         assert await collect(stream) == Seen([], "completed")
 
-    async def test_items_that_came_while_nobody_waited_are_there(self) -> None:
+    async def test_items_emitted_between_pulls_are_kept(self) -> None:
         """What an operator emits between two pulls waits, in order."""
         stream = fuse(Engine(ends=False)(), [ops.merge(reactivex.interval(1.0))])
         await anext(stream)
@@ -396,7 +396,7 @@ class TestErrors:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("behind", [[], [same()], [ops.map(identity)]], ids=len)
-    async def test_an_item_and_a_failure_in_one_signal(self, behind: list[AnyOperator]) -> None:
+    async def test_an_item_before_a_failure_is_not_lost(self, behind: list[AnyOperator]) -> None:
         """The item comes out, and then the failure."""
 
         def both(observer: abc.ObserverBase[Any], item: Any) -> None:
@@ -445,7 +445,7 @@ class TestErrors:
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("signal", [asyncio.CancelledError, Interrupted])
     @pytest.mark.parametrize("of", ["known step", "unknown step", "task"])
-    async def test_what_is_no_exception_is_never_swallowed(
+    async def test_an_interrupt_is_never_swallowed(
         self, of: str, signal: type[BaseException]
     ) -> None:
         """It comes out of the pull; a cancellation of the operator's own making is a failure."""
@@ -664,7 +664,7 @@ class TestDrop:
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled_s", [None, 12.0], ids=["unpulled", "later"])
     @EVERY_HELD
-    async def test_while_nobody_waits(
+    async def test_a_drop_between_pulls_releases_everything(
         self, make: Make, pulled_s: float | None, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
         """Engine and operators are closed once; no task, no timer is left, and nothing is said."""
@@ -683,7 +683,7 @@ class TestDrop:
     @pytest.mark.parametrize("way", [by_close, by_aclose])
     @pytest.mark.parametrize("after_s", [0.0, 12.5])
     @EVERY_HELD
-    async def test_while_a_task_waits(
+    async def test_a_drop_during_a_pull_releases_everything(
         self, make: Make, after_s: float, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
         """All else ends there; ``aclose`` waits for the engine's clean-up of two seconds."""
@@ -709,7 +709,7 @@ class TestDrop:
         turns=st.integers(0, 25),
         cancels=st.booleans(),
     )
-    def test_in_any_turn_of_the_loop(
+    def test_a_drop_in_any_iteration_releases_everything(
         self,
         name: str,
         way: Callable[[Owner], Awaitable[None]],
@@ -744,7 +744,7 @@ class TestDrop:
 
     @pytest.mark.needs("aioreactive")
     @pytest.mark.parametrize("is_known", [True, False])
-    async def test_a_step_under_way_is_cancelled(self, is_known: bool) -> None:
+    async def test_a_running_step_is_cancelled(self, is_known: bool) -> None:
         """Its clean-up runs to the end, and ``aclose`` waits for it."""
         ended: list[float] = []
 
@@ -818,7 +818,7 @@ DETACHED = "aioreactive, detached"
         aio(lambda: reactivex.compose(ops.skip(1), ops.map(identity)), "reactivex", id="composed"),
     ],
 )
-def test_who_feeds_a_foreign_operator(make: Make, drawn: str) -> None:
+def test_the_drawing_shows_how_a_foreign_operator_is_pulled(make: Make, drawn: str) -> None:
     """The consumer's pull where it answers within ``asend``, else a task; the drawing says so."""
     shown = Pipeline([make()]).draw()
     assert drawn in shown

@@ -52,12 +52,12 @@ def kept(modulus: int) -> Ints:
 class TestPull:
     """What one pull of the consumer does."""
 
-    async def test_a_long_stretch_without_an_item(self) -> None:
+    async def test_many_items_may_be_filtered_out_in_one_pull(self) -> None:
         """However many items are left out in one pull, it comes to an end."""
         stream = fuse(Engine(range(20_001))(), [kept(20_000)])
         assert await collect(stream) == Seen([0, 20_000], "completed")
 
-    async def test_a_long_stretch_of_new_shapes(self) -> None:
+    async def test_conditions_may_change_many_times_in_one_pull(self) -> None:
         """However often an operator says who visits it in one pull, it comes to an end."""
 
         @operator
@@ -82,7 +82,7 @@ class TestPull:
 class TestConcurrency:
     """Who may pull when."""
 
-    async def test_a_second_puller_is_refused(self) -> None:
+    async def test_a_concurrent_pull_is_rejected(self) -> None:
         """While a task waits in a pull, another pull is an error; the first one goes on."""
         stream = fuse(Engine([1, 2], every_s=1.0)(), [same()])
         first = asyncio.ensure_future(collect(stream))
@@ -92,7 +92,7 @@ class TestConcurrency:
                 await anext(stream)
         assert await first == Seen([1, 2], "completed")
 
-    async def test_tasks_may_take_turns(self) -> None:
+    async def test_different_tasks_may_pull_in_turn(self) -> None:
         """Another task may pull when nobody waits in a pull."""
         stream = fuse(Engine([1, 2, 3], every_s=1.0)(), [same()])
         items = [await asyncio.create_task(_next_of(stream)) for _ in range(3)]
@@ -165,7 +165,7 @@ class TestSources:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
-    async def test_a_source_that_fails_at_once(self, wrong: Exception) -> None:
+    async def test_a_source_may_raise_synchronously(self, wrong: Exception) -> None:
         """What ``__anext__`` raises before there is anything to await is a failure as well."""
 
         class Broken:

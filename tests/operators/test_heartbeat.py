@@ -33,7 +33,7 @@ from tests.operators._timed import Event, consume
         pytest.param("-a------", "-a--(p!)", id="dispose-inside"),
     ],
 )
-def test_a_gap_is_filled(source: str, result: str) -> None:
+def test_heartbeats_fill_a_gap(source: str, result: str) -> None:
     """One heartbeat for each three frames of silence, none beside an item or after the last."""
 
     def beating(stream: Observable[Any]) -> Observable[Any]:
@@ -42,7 +42,7 @@ def test_a_gap_is_filled(source: str, result: str) -> None:
     assert_marbles(beating, source=source, result=result, values=LETTERS)
 
 
-async def test_the_item_may_be_made_anew() -> None:
+async def test_the_item_may_come_from_a_function() -> None:
     """A function is called for each heartbeat; what it raises fails the stream."""
     numbers = itertools.count(1)
     engine = Engine(["a"], every_s=7.0)

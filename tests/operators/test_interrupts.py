@@ -65,7 +65,7 @@ class TestTheEnginesOwn:
     @pytest.mark.parametrize("times", [1, 3])
     @pytest.mark.parametrize("pause_s", [None, 2.0])
     @pytest.mark.parametrize("cancelled_before", [0, 2])
-    async def test_a_timeout_is_no_drop(
+    async def test_a_timeout_inside_the_engine_is_no_drop(
         self, times: int, pause_s: float | None, cancelled_before: int
     ) -> None:
         """
@@ -100,7 +100,7 @@ class TestTheEnginesOwn:
         assert told == [(moment, how) for moment in moments for how in (True, False)]
 
     @pytest.mark.rows("S6", "S7")
-    async def test_the_consumers_timeout_is_a_drop(self) -> None:
+    async def test_a_timeout_of_the_consumer_is_a_drop(self) -> None:
         """The same from the outside: everything is released, and the consumer's block raises."""
         journal: list[str] = []
         engine = Engine([token(1)], ends=False, closing_s=2.0)
@@ -115,7 +115,7 @@ class TestTheEnginesOwn:
 
     @pytest.mark.rows("A4", "A5")
     @pytest.mark.parametrize("is_drop", [True, False])
-    async def test_the_gate_is_held_back_meanwhile(self, is_drop: bool) -> None:
+    async def test_the_gate_stays_closed_during_a_cancellation(self, is_drop: bool) -> None:
         """A first token that is told meanwhile opens nothing in a drop; else it does afterwards."""
         aborts: list[float] = []
         clock = asyncio.get_running_loop().time
@@ -190,7 +190,7 @@ class TestNobodyWaits:
     @pytest.mark.parametrize("answer", ["item", "end", "failure"])
     @pytest.mark.parametrize("between", [[], [map_async(later)]], ids=["alone", "pulled"])
     @pytest.mark.parametrize("cancelled_s", [0.5, 4.0])
-    async def test_a_cancelled_consumer(
+    async def test_a_cancelled_consumer_does_not_wait_for_clean_up(
         self, answer: str, between: list[AnyOperator], cancelled_s: float
     ) -> None:
         """It has left at once, and the engine's clean-up goes on to its end."""
@@ -225,7 +225,9 @@ class TestNobodyWaits:
     @pytest.mark.rows("O2", "S7")
     @pytest.mark.parametrize("at", [1, 2])
     @pytest.mark.parametrize("makes", [1, 3])
-    async def test_items_on_their_way_are_told_as_left(self, at: int, makes: int) -> None:
+    async def test_items_lost_to_a_cancellation_are_marked_undelivered(
+        self, at: int, makes: int
+    ) -> None:
         """A consumer that is cancelled in the very step that an engine answers gets none of them."""
         seen, told = Seen(), Told()
 
@@ -319,7 +321,7 @@ class TestClosedPulls:
         assert await collect(stream) == Seen([], "completed")
 
     @pytest.mark.parametrize("leaves", [0, 1, 2])
-    async def test_who_waits_for_it_may_leave(self, leaves: int) -> None:
+    async def test_a_waiter_may_be_cancelled(self, leaves: int) -> None:
         """Others who wait for the same are not disturbed, nor is the engine's clean-up."""
         engine = Engine([1], ends=False, closing_s=5.0)
         stream = fuse(engine(), [same()])
@@ -333,7 +335,7 @@ class TestClosedPulls:
         assert asyncio.get_running_loop().time() == 5.0
         assert (engine.closed, await pull) == (1, Seen([], "completed"))
 
-    async def test_a_pull_that_was_never_begun(self) -> None:
+    async def test_a_pull_that_never_started_can_be_closed(self) -> None:
         """Closing it disturbs nothing: the next pull goes on."""
         stream = fuse(Engine([1, 2])(), [same()])
         stream.__anext__().close()
@@ -358,7 +360,7 @@ class TestFromInside:
         ids=["ours", "pulling", "pumped", "ahead", "fed", "detached"],
     )
     @pytest.mark.parametrize("at", ["start", "item"])
-    async def test_by_the_engine(
+    async def test_the_engine_drops_its_own_stream(
         self, at: str, make: Callable[[], AnyOperator], way: Callable[[Owner], Any]
     ) -> None:
         """Everything is released once, in whichever task the engine runs."""

@@ -45,7 +45,7 @@ class TestItlWindow:
         assert played.subscriptions == [subscription]
 
     @pytest.mark.rows("F2", "F3", "F4", "F5", "P3")
-    def test_the_record_of_a_request(self, life: Life) -> None:
+    def test_the_record_has_the_figures_of_a_request(self, life: Life) -> None:
         """Token counts, gaps and finish reason are those of the chunks, handshakes left out."""
         times = TokenTimes(scripted(10.0, 10.5, 10.6, 10.9))
         last = terminal(5, 6, 7, reason="length")
@@ -71,7 +71,7 @@ class TestItlWindow:
         assert len(reads) == 1 + 3
 
     @pytest.mark.rows("F2")
-    async def test_time_starts_when_the_stream_is_made(self) -> None:
+    async def test_time_starts_when_the_stream_is_created(self) -> None:
         """The stream's beginning counts, not the consumer's first pull, and not the record's."""
         loop = asyncio.get_running_loop()
         times = TokenTimes(loop.time)
@@ -91,7 +91,7 @@ class TestItlWindow:
             pytest.param({"ends": False}, id="dropped-while-waiting"),
         ],
     )
-    def test_the_end_is_told_once(self, life: Life, how: dict[str, Any]) -> None:
+    def test_the_end_is_reported_once(self, life: Life, how: dict[str, Any]) -> None:
         """``on_end`` gets the record once, whichever way the stream ended."""
         told: list[TokenTimes] = []
         times = TokenTimes(lambda: 0.0)
@@ -113,7 +113,7 @@ class TestSlidingItl:
             pytest.param("-a-b-#", "---x-#", "^----!", id="source-error"),
         ],
     )
-    def test_each_gap_gives_figures(self, source: str, result: str, subscription: str) -> None:
+    def test_each_gap_yields_figures(self, source: str, result: str, subscription: str) -> None:
         """Figures come for each chunk with tokens but the first, when it comes."""
         test = Marbles({**LETTERS, "x": figures(2000), "y": figures(2000, 4000)})
         played = test.cold(source)

@@ -472,7 +472,7 @@ def check_same(
 @pytest.mark.rows("S1", "S2", "S6", "S7")
 @examples(250)
 @given(twins=SYNCHRONOUS_LISTS, items=ITEMS, error=ERRORS, ends=st.booleans(), take=TAKE)
-def test_fused_is_what_a_pipe_gives(
+def test_fused_operators_give_the_same_as_a_pipe(
     twins: list[Twins], items: list[int], error: Exception | None, ends: bool, take: int | None
 ) -> None:
     """The same items in the same order, and the same end, whether pulled, pushed or synchronous."""
@@ -483,7 +483,7 @@ def test_fused_is_what_a_pipe_gives(
 @pytest.mark.rows("S1", "S2", "S6", "S7")
 @examples(200)
 @given(twins=LISTS, items=ITEMS, error=ERRORS, take=TAKE)
-def test_asynchronous_operators_give_what_their_twins_give(
+def test_asynchronous_operators_match_their_synchronous_twins(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
     """The same items in the same order and the same end, pulled, and pushed on a loop."""

@@ -177,7 +177,7 @@ def check(twins: Sequence[Twins], items: Sequence[int], **how: Unpack[How]) -> N
     take=st.none() | st.integers(1, 5),
 )
 @example(twins=[stock("take none", 1)], items=[1], error=None, take=None)
-def test_operators_of_reactivex_give_what_a_pipe_gives(
+def test_reactivex_operators_give_the_same_as_a_pipe(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
     """In any order, neighbours of each other, of ours and of async generators."""
@@ -247,7 +247,7 @@ AIO = st.builds(asynchronous, st.sampled_from(sorted(AIOREACTIVE)), NUMBERS)
     error=ERRORS,
     take=st.none() | st.integers(1, 5),
 )
-def test_operators_of_aioreactive_give_what_their_twins_give(
+def test_aioreactive_operators_match_their_reactivex_twins(
     twins: list[Twins], items: list[int], error: Exception | None, take: int | None
 ) -> None:
     """Mixed with those of ``reactivex``, ours and async generators."""

@@ -47,7 +47,7 @@ CHUNKS = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=8)
 
 @pytest.mark.rows("S1", "S2", "S8")
 @given(chunks=CHUNKS, limit=st.integers(1, 12), ends=st.none() | st.integers(0, 7))
-def test_the_tokens_are_the_first_ones(
+def test_exactly_the_first_tokens_come_out(
     chunks: list[list[int]], limit: int, ends: int | None
 ) -> None:
     """Of any chunking the first tokens come out; a stream that is short enough comes out as it is."""
@@ -79,7 +79,7 @@ class Bare(NamedTuple):
     finish_reason: str | None = None
 
 
-def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
+def test_a_chunk_without_an_index_belongs_to_the_first_answer(life: Life) -> None:
     """Whatever else has that name."""
     (*_, last) = life([LLMEngineOutput([1]), LLMEngineOutput([2], index=0)], limit_tokens(2)).items
     assert last.finish_reason is FinishReason.LENGTH
@@ -87,7 +87,7 @@ def test_a_chunk_without_an_index_is_of_the_first_answer(life: Life) -> None:
     assert life(chunks, limit_tokens(3)) == Seen(chunks[:3], "completed")
 
 
-def test_a_stop_of_the_engines_own_gives_way_where_tokens_are_cut(life: Life) -> None:
+def test_cutting_tokens_replaces_the_engines_finish_reason(life: Life) -> None:
     """The reason is the limit then, and what it stopped on is gone; the engine's chunk stays whole."""
     whole = LLMEngineOutput([1, 2, 3], finish_reason=FinishReason.STOP, stop_reason=3, index=0)
     before = copy.deepcopy(whole)
@@ -120,7 +120,7 @@ def chunk_of(words: list[str]) -> LLMEngineOutput:
 
 @pytest.mark.rows("E6")
 @given(words=WORDS, count=st.integers(0, 6))
-def test_it_is_the_chunk_of_the_first_tokens(words: list[str], count: int) -> None:
+def test_the_cut_chunk_has_the_first_tokens(words: list[str], count: int) -> None:
     """Everything that is told by token is cut alike, and the chunk itself is left alone."""
     chunk = chunk_of(words)
     before = copy.deepcopy(chunk)
@@ -130,7 +130,7 @@ def test_it_is_the_chunk_of_the_first_tokens(words: list[str], count: int) -> No
 
 
 @pytest.mark.parametrize("tokens", [None, ["a", None, "c"], ["a", "b"], ["x", "y", "z"]])
-def test_text_that_can_t_be_cut_is_gone(tokens: Any) -> None:
+def test_text_that_can_not_be_cut_is_removed(tokens: Any) -> None:
     """It would tell of tokens that are gone; likewise the sum of log probabilities."""
     chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
     assert first_tokens(chunk, 2).text is None
@@ -138,7 +138,7 @@ def test_text_that_can_t_be_cut_is_gone(tokens: Any) -> None:
     assert first_tokens(chunk, 3).text == "abc"
 
 
-def test_a_negative_count_is_refused() -> None:
+def test_a_negative_count_is_rejected() -> None:
     """A slice would count from the end."""
     with pytest.raises(ValueError, match="first_tokens: count: expected at least 0 tokens, got -1"):
         first_tokens(LLMEngineOutput([1, 2]), -1)

@@ -41,7 +41,7 @@ def work() -> None:
 
 
 @pytest.mark.parametrize("run", REAL)
-def test_a_real_loop_is_measured_within_a_turn(run: Run) -> None:
+def test_time_passes_within_an_iteration_of_a_real_loop(run: Run) -> None:
     """The loop's own time may stand still meanwhile, or count whole milliseconds."""
 
     async def main() -> None:

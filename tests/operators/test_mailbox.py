@@ -75,7 +75,7 @@ STEPS = st.sampled_from(["put", "put", "put", "get", "get", "end", "fail", "clos
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=20))
-def test_any_history(history: list[tuple[str, int]]) -> None:
+def test_any_sequence_of_events(history: list[tuple[str, int]]) -> None:
     """Items come in order, once; the first end counts, behind what waits; an error is raised once."""
 
     async def run() -> None:
@@ -96,7 +96,7 @@ def test_any_history(history: list[tuple[str, int]]) -> None:
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), min_size=1, max_size=8))
-def test_any_history_while_the_consumer_waits(history: list[tuple[str, int]]) -> None:
+def test_any_sequence_of_events_while_the_consumer_waits(history: list[tuple[str, int]]) -> None:
     """It gets what it would get if it had come later; being woken for nothing it waits on."""
 
     async def run() -> None:
@@ -119,7 +119,7 @@ def test_any_history_while_the_consumer_waits(history: list[tuple[str, int]]) ->
 
 
 @pytest.mark.rows("S1")
-async def test_a_consumer_that_gives_up_loses_nothing() -> None:
+async def test_a_cancelled_get_loses_nothing() -> None:
     """What comes while nobody waits any more waits for the next one who asks."""
     box = Mailbox[int]()
     waiting = asyncio.create_task(box.get())

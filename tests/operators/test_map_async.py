@@ -31,7 +31,7 @@ async def test_the_engine_waits_for_the_step() -> None:
     assert journal == ["pull", "begin 1", "end 1", "pull", "begin 2", "end 2", "closed"]
 
 
-async def test_a_step_may_give_none_several_or_the_last() -> None:
+async def test_a_step_may_emit_none_several_or_the_last_items() -> None:
     """``emit`` and ``complete_with`` work as they do for other operators."""
 
     async def answer(item: int) -> Any:
@@ -46,7 +46,7 @@ async def test_a_step_may_give_none_several_or_the_last() -> None:
     assert engine.closed == 1
 
 
-async def test_what_returns_an_awaitable_will_do() -> None:
+async def test_any_callable_that_returns_an_awaitable_works() -> None:
     """Callables that are no coroutine functions work."""
 
     class Always:

@@ -65,7 +65,7 @@ SET: dict[str, Any] = {
 }
 
 
-def test_every_field_that_can_be_merged_is() -> None:
+def test_every_mergeable_field_is_merged() -> None:
     """Lists and text are those of all chunks in order; the sum of logarithms is the last one's."""
     merged, count = merge_chunks([full(1), full(2, 3), full(4)])
     assert count == 3
@@ -74,7 +74,7 @@ def test_every_field_that_can_be_merged_is() -> None:
     assert merged == expected
 
 
-def test_the_table_of_fields_is_complete() -> None:
+def test_every_field_of_the_protocol_is_handled() -> None:
     """A field that is new in the protocol has to be thought about here."""
     assert set(SET) == set(LLMEngineOutput.__struct_fields__)
 
@@ -102,7 +102,7 @@ MERGED = {
 
 
 @pytest.mark.parametrize("field", sorted(SET.keys() - MERGED))
-def test_a_field_that_nobody_can_merge_keeps_its_chunk_alone(field: str) -> None:
+def test_a_field_that_can_not_be_merged_is_a_barrier(field: str) -> None:
     """Also beside a chunk that has the very same: two equal values may have to be added up."""
     chunk = full(5)
     setattr(chunk, field, SET[field])
@@ -110,7 +110,7 @@ def test_a_field_that_nobody_can_merge_keeps_its_chunk_alone(field: str) -> None
 
 
 @pytest.mark.parametrize("field", ["tokens", "log_probs", "top_logprobs"])
-def test_a_list_that_is_no_entry_a_token_keeps_its_chunk_alone(field: str) -> None:
+def test_a_list_without_one_entry_per_token_is_a_barrier(field: str) -> None:
     """Joined, its entries would belong to the wrong tokens."""
     short = full(1, 2)
     setattr(short, field, getattr(short, field)[:1])
@@ -118,7 +118,7 @@ def test_a_list_that_is_no_entry_a_token_keeps_its_chunk_alone(field: str) -> No
     assert merge_chunks([full(3, 4), short])[1] == 1
 
 
-def test_chunks_are_known_by_shape() -> None:
+def test_chunks_are_recognized_by_shape() -> None:
     """Any class will do, also one without most fields; what it adds is a barrier when it is set."""
     assert merge_chunks([token(1), token(2), terminal(3)]) == (token(1, 2), 2)
     loose = [SimpleNamespace(token_ids=(n,), text=str(n), extra=None) for n in (1, 2, 3)]
@@ -132,7 +132,7 @@ def test_chunks_are_known_by_shape() -> None:
     assert merge_chunks([token(1), Mine([2])]) == (token(1), 1)
 
 
-def test_what_is_no_chunk_or_cannot_be_changed_stays_alone() -> None:
+def test_items_other_than_mutable_chunks_are_not_merged() -> None:
     """It comes out as it is."""
 
     class Fixed(NamedTuple):
@@ -150,7 +150,7 @@ def test_what_is_no_chunk_or_cannot_be_changed_stays_alone() -> None:
         assert merge_chunks(items) == (items[0], 1)
 
 
-def test_envelopes_are_merged_with_what_is_in_them() -> None:
+def test_annotated_chunks_are_merged() -> None:
     """Chunks in ``Annotated`` become one in ``Annotated``; anything beside the data is a barrier."""
     items = [Annotated(full(n)) for n in (1, 2, 3)]
     merged, count = merge_chunks(items)
@@ -173,7 +173,7 @@ def of_answer(index: int | None, *token_ids: int, ends: bool = False) -> LLMEngi
 
 
 @pytest.mark.rows("E3")
-def test_answers_that_take_turns_are_merged_each_for_itself() -> None:
+def test_interleaved_answers_are_merged_separately() -> None:
     """By index, in the order in which they began; an answer with one chunk keeps it."""
     waiting = [of_answer(index, n) for n, index in enumerate([1, 0, 1, 0, 2])]
     merged, count = authoring.merge_chunks(waiting)

@@ -103,7 +103,7 @@ def worst(reasons: Sequence[FinishReason]) -> FinishReason | None:
     dropped=True,
     stopped=False,
 )
-def test_it_is_decided_by_what_was_handed_out(
+def test_the_outcome_is_that_of_the_delivered_items(
     engine: list[LLMEngineOutput],
     handed: list[Annotated[LLMEngineOutput]] | None,
     answers: int,
@@ -158,7 +158,7 @@ def test_it_is_decided_by_what_was_handed_out(
     ],
     ids=["terminal", "error-item", "terminal-as-json", "error-item-as-json"],
 )
-def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
+def test_a_drop_after_the_last_item_does_not_count(last: Any) -> None:
     """A consumer that was handed the terminal or the error item may walk away."""
     record = tracker()
     # What an error item in its JSON form was made of.
@@ -169,7 +169,7 @@ def test_a_drop_behind_the_last_item_is_none(last: Any) -> None:
 
 
 @pytest.mark.rows("O2")
-def test_items_that_are_no_chunks_say_nothing() -> None:
+def test_items_other_than_chunks_do_not_affect_the_outcome() -> None:
     """Where only events passed, what the engine gave is what is known."""
     record = tracker()
     record.times.record_terminal(LLMEngineOutput.stop())
@@ -179,7 +179,7 @@ def test_items_that_are_no_chunks_say_nothing() -> None:
 
 
 @pytest.mark.rows("P7")
-def test_observers_are_called_once_and_apart(caplog: pytest.LogCaptureFixture) -> None:
+def test_observers_are_called_once_and_independently(caplog: pytest.LogCaptureFixture) -> None:
     """One that raises is logged without its message, and keeps the outcome from no other."""
     record, prompt = tracker(), "what was asked"
     seen: list[Outcome] = []
@@ -197,7 +197,7 @@ def test_observers_are_called_once_and_apart(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.rows("P7")
-def test_a_stop_that_can_not_be_asked_for_is_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_is_cancelled_counts_as_false(caplog: pytest.LogCaptureFixture) -> None:
     """The observer hears of the end all the same."""
 
     def refuse() -> bool:
@@ -219,7 +219,9 @@ def test_a_stop_that_can_not_be_asked_for_is_none(caplog: pytest.LogCaptureFixtu
         (Outcome(None, None, is_cancelled=True), "Dropped", False),
     ],
 )
-def test_the_type_of_an_error(outcome: Outcome, expected: str | None, *, is_error: bool) -> None:
+def test_error_type_has_few_values(
+    outcome: Outcome, expected: str | None, *, is_error: bool
+) -> None:
     """One of few texts, none for a good end; a drop is no error."""
     assert error_type_of(outcome) == expected
     assert outcome.is_error is is_error
@@ -250,7 +252,9 @@ FLUSHING: list[AnyOperator] = [
 
 @pytest.mark.rows("S9", "O2")
 @pytest.mark.parametrize("flush", FLUSHING, ids=repr)
-async def test_an_engine_without_a_terminal_is_no_operators_fault(flush: AnyOperator) -> None:
+async def test_an_engine_without_a_terminal_is_not_blamed_on_an_operator(
+    flush: AnyOperator,
+) -> None:
     """An operator that has something to say at the end has not ended the stream."""
     chunks = [LLMEngineOutput.token(number) for number in range(2)]
     adapter = EngineAdapter(ScriptedEngine(*chunks)).with_operators(flush)
@@ -276,7 +280,7 @@ LOST = ConnectionError("gone")
     ],
     ids=["terminal", "no-terminal", "error", "dropped", "dropped-waiting"],
 )
-def test_it_tells_once_how_the_stream_ended(
+def test_the_outcome_is_reported_once(
     life: Life, stream: dict[str, Any], outcome: Outcome, timed: bool
 ) -> None:
     """By the terminal, by the error, or by neither, with and without a record of the times."""
@@ -306,7 +310,7 @@ def test_it_tells_once_how_the_stream_ended(
         ([token(1), terminal()], None, True, None),
     ],
 )
-def test_the_gate_tells_what_becomes_of_the_abort(
+def test_the_gate_reports_the_steps_of_the_abort(
     chunks: list[Any], stop_at: int | None, defer: bool, steps: list[AbortStep] | None
 ) -> None:
     """First that it was asked for, then one thing more; nothing for a stream without a stop."""

@@ -50,7 +50,7 @@ FIELDS = LLMEngineOutput.__struct_fields__
 
 
 @pytest.mark.rows("E6")
-def test_no_list_is_shared() -> None:
+def test_the_copy_shares_no_list() -> None:
     """Whatever the engine does to its chunk, or to a list in it, the copy is as it was."""
     chunk = full()
     held = own_copy(chunk)
@@ -65,7 +65,7 @@ def test_no_list_is_shared() -> None:
 @pytest.mark.parametrize(
     "token_ids", [5, None, {}, {1}, iter([1]), (1, 2)], ids=lambda ids: type(ids).__name__
 )
-def test_token_ids_that_are_no_list_are_shared(token_ids: Any) -> None:
+def test_token_ids_other_than_lists_are_shared(token_ids: Any) -> None:
     """What is wrong with a chunk is for whoever checks it, also where it was held before."""
     chunk = LLMEngineOutput(token_ids, tokens=["a"])
     held = own_copy(chunk)
@@ -76,7 +76,7 @@ def test_token_ids_that_are_no_list_are_shared(token_ids: Any) -> None:
 
 
 @pytest.mark.rows("E6")
-def test_an_envelope_and_its_chunk_are_copied() -> None:
+def test_an_annotated_chunk_is_copied_with_its_envelope() -> None:
     """Around a chunk; one without data, or with something else in it, is handed back."""
     item = Annotated(full())
     held = own_copy(item)
@@ -109,12 +109,12 @@ class Frozen:
 
 
 @pytest.mark.parametrize("item", [None, 7, "a", {"a": []}, Fixed([1]), Frozen([1])], ids=repr)
-def test_what_is_frozen_or_unknown_is_handed_back(item: Any) -> None:
+def test_frozen_and_unknown_objects_are_returned(item: Any) -> None:
     """It can't be copied, or there is nothing known to copy in it."""
     assert own_copy(item) is item
 
 
-def test_fields_that_only_the_object_has() -> None:
+def test_instance_attributes_are_copied() -> None:
     """A class need not name its fields: what an object was given besides is copied too."""
 
     class Loose:
@@ -191,7 +191,7 @@ def pushed_in_a_thread(observer: abc.ObserverBase[Any], _: object = None) -> Non
 
 @pytest.mark.rows("E2", "E6")
 @pytest.mark.parametrize("subscribe", [pushed, pushed_in_a_thread])
-def test_an_observable_that_pushes_ahead(subscribe: Any) -> None:
+def test_pushed_chunks_are_copied_when_they_arrive(subscribe: Any) -> None:
     """What waits to be pulled was copied when it was pushed, in the thread that pushes."""
 
     async def main() -> list[int]:

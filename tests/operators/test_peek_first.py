@@ -74,7 +74,7 @@ def peekable(engine: Engine, *operators: Any) -> FusedRun[Any]:
         pytest.param([], 0, id="nothing"),
     ],
 )
-async def test_it_pulls_up_to_the_first_sign_of_life(items: Sequence[Any], pulled: int) -> None:
+async def test_it_pulls_up_to_the_first_content(items: Sequence[Any], pulled: int) -> None:
     """And no further; then everything comes out of the same stream, from its beginning."""
     engine = Engine(items, every_s=1.0)
     stream = peekable(engine)
@@ -111,7 +111,7 @@ async def test_an_early_error_terminal_is_raised(reason: Failed) -> None:
 
 
 @pytest.mark.rows("S6")
-async def test_a_later_failure_is_the_consumers() -> None:
+async def test_a_later_failure_comes_out_of_the_stream() -> None:
     """Once the stream has shown that it works, what happens is told by the stream."""
     stream = await peek_first(peekable(Engine([token(1)], error=LookupError("gone"))))
     seen = await collect(stream)
@@ -120,7 +120,7 @@ async def test_a_later_failure_is_the_consumers() -> None:
 
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("way", ["cancel", "close", "timeout"])
-async def test_to_be_dropped_while_peeking(way: str) -> None:
+async def test_a_drop_while_peeking(way: str) -> None:
     """Being cancelled is a drop; a stream that somebody closes comes back and gives nothing."""
     engine = Engine([handshake(), token(1)], every_s=2.0)
     stream = peekable(engine)
@@ -144,7 +144,9 @@ async def test_to_be_dropped_while_peeking(way: str) -> None:
 @pytest.mark.parametrize("drop", [by_close, by_aclose, by_losing_it])
 @pytest.mark.parametrize("taken", [0, 1, 2])
 @pytest.mark.parametrize("is_over", [False, True])
-async def test_a_drop_forgets_what_was_put_back(drop: Way, taken: int, is_over: bool) -> None:
+async def test_a_drop_discards_items_that_were_put_back(
+    drop: Way, taken: int, is_over: bool
+) -> None:
     """Also when the terminal was among it; reference counting alone finds a stream that is lost."""
     end = terminal() if is_over else token(1)
     engine = Engine([handshake(), end, token(2)])
@@ -165,7 +167,7 @@ async def test_a_drop_forgets_what_was_put_back(drop: Way, taken: int, is_over: 
 
 
 @pytest.mark.rows("P6a", "S2")
-async def test_the_last_item_is_known_for_the_last() -> None:
+async def test_the_last_item_still_completes_the_stream() -> None:
     """For what is built on top of the stream: it completes with the terminal, not before."""
     journal: list[str] = []
     engine = Engine([handshake(), terminal(), token(1)])
@@ -195,7 +197,9 @@ async def test_any_iterator_may_be_peeked() -> None:
     length=st.integers(0, 6),
     doubled=st.booleans(),
 )
-def test_what_is_put_back_comes_first(pulls: Sequence[int], length: int, doubled: bool) -> None:
+def test_items_that_are_put_back_come_first(
+    pulls: Sequence[int], length: int, doubled: bool
+) -> None:
     """However often items are taken and put back, all come out, once and in order."""
 
     async def play() -> None:

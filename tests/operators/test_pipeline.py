@@ -86,7 +86,7 @@ class TestEdits:
             (TWO.without("tap"), "until_terminal same", "take"),
         ],
     )
-    def test_it_is_changed_by_name(self, after: Pipeline, chunks: str, items: str) -> None:
+    def test_operators_are_edited_by_name(self, after: Pipeline, chunks: str, items: str) -> None:
         """What changes it returns a new one; the rest keeps its order and its phase."""
         expected = chunks.split()
         assert [*map(name_of, after.chunks)][: len(expected)] == expected
@@ -95,13 +95,13 @@ class TestEdits:
         assert TWO.names == ["until_terminal", "same", "annotate_errors", "tap", "take"]
         assert after.annotate is (ANNOTATE if items else None)
 
-    def test_a_name_that_is_not_there_is_refused(self) -> None:
+    def test_an_unknown_name_is_rejected(self) -> None:
         """The message shows the name and what there is."""
         with pytest.raises(NoSuchOperator, match=r"no operator 'tkae' in \['until_terminal', 'sam"):
             FLAT.without("tkae")
 
     @pytest.mark.parametrize("phase", ["chunks", "items"])
-    def test_a_name_of_several_is_refused(self, phase: str) -> None:
+    def test_an_ambiguous_name_is_rejected(self, phase: str) -> None:
         """The operator itself says which one is meant, in whichever phase the two are."""
         more = ops.take(5)
         twice = Pipeline(
@@ -113,7 +113,7 @@ class TestEdits:
             twice.without("take")
         assert twice.without(more).operators == TWO.operators
 
-    def test_what_stands_between_the_phases_stays(self) -> None:
+    def test_annotate_can_not_be_removed(self) -> None:
         """It can't be taken out or replaced; the error says what to do."""
         for others in ([], [same()]):
             with pytest.raises(NoSuchOperator, match=r"is between the phases.*annotate="):
@@ -128,7 +128,7 @@ class TestEdits:
         ],
     )
     @pytest.mark.rows("O1")
-    def test_an_edit_is_checked_too(self, change: Callable[[], Pipeline]) -> None:
+    def test_an_edit_is_validated(self, change: Callable[[], Pipeline]) -> None:
         """What works in the other phase only is refused, by name and place."""
         with pytest.raises(NotAnOperator, match=r"chunks\[\d\]: on_items takes annotated items"):
             change()
@@ -136,7 +136,7 @@ class TestEdits:
             TWO.insert_after("tap", until_terminal())
 
     @pytest.mark.rows("O1")
-    def test_a_place_that_does_not_exist_is_refused(self) -> None:
+    def test_an_unknown_phase_is_rejected(self) -> None:
         """A word that is none of the three would put the operator anywhere."""
         wrong: Any = "chunk"
 
@@ -163,7 +163,7 @@ ANY: st.SearchStrategy[tuple[str, AnyOperator]] = st.sampled_from(
 
 @pytest.mark.rows("O1")
 @given(chunks=st.lists(ANY, max_size=5), items=st.lists(ANY, max_size=5))
-def test_what_works_in_the_other_phase_is_refused(
+def test_an_operator_in_the_wrong_phase_is_rejected(
     chunks: list[tuple[str, AnyOperator]], items: list[tuple[str, AnyOperator]]
 ) -> None:
     """The first one is named with its place; any other pipeline is made as it was written."""
@@ -189,7 +189,7 @@ def test_what_works_in_the_other_phase_is_refused(
 
 @pytest.mark.rows("O1")
 @given(added=st.lists(ANY, max_size=5))
-def test_with_operators_puts_each_where_it_works(added: list[tuple[str, AnyOperator]]) -> None:
+def test_with_operators_puts_each_into_its_phase(added: list[tuple[str, AnyOperator]]) -> None:
     """One that takes chunks goes behind those, any other one to the end, in the order given."""
     made = TWO.with_operators(*(each for _, each in added))
     assert made.chunks == (*TWO.chunks, *(each for takes, each in added if takes == "chunks"))
@@ -204,7 +204,7 @@ def test_with_operators_puts_each_where_it_works(added: list[tuple[str, AnyOpera
 
 @pytest.mark.rows("O1")
 @pytest.mark.parametrize("wrong", [7, None, "map", [same()], print], ids=repr)
-def test_what_is_no_operator_is_refused(wrong: Any) -> None:
+def test_a_non_operator_is_rejected(wrong: Any) -> None:
     """In every place, when the pipeline is made; the error says where it is."""
     for place, make in {
         "chunks[1]": lambda: Pipeline([same(), wrong]),
@@ -221,7 +221,7 @@ def test_what_is_no_operator_is_refused(wrong: Any) -> None:
 
 
 @pytest.mark.rows("O1")
-def test_items_need_what_makes_them() -> None:
+def test_item_operators_need_annotate() -> None:
     """Without ``annotate`` there are no items to work on."""
     with pytest.raises(NotAnOperator, match=r"items: expected none without annotate.* got tap"):
         Pipeline([until_terminal()], [tap(print)])
@@ -261,7 +261,7 @@ class TestShown:
             "Pipeline(chunks=[until_terminal(), same()], items=[take])"
         )
 
-    def test_the_drawing_shows_what_will_happen(self) -> None:
+    def test_the_drawing_shows_fused_and_detached_operators(self) -> None:
         """What is fused with what, what pulls its source, what is detached; neighbours stay so."""
         pipeline = Pipeline(
             [until_terminal(), map_async(later), same(), ops.take(3), ops.skip(1)],
@@ -297,7 +297,7 @@ class TestShown:
 
 
 @pytest.mark.rows("S7")
-def test_a_pipeline_is_a_value() -> None:
+def test_a_pipeline_is_an_immutable_value() -> None:
     """It takes any iterables once, and serves any number of streams, one after another or at once."""
     pipeline = Pipeline(
         (each for each in [same(), ops.take(2)]), iter([tap(print)]), annotate=same()

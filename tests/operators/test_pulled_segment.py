@@ -80,7 +80,7 @@ class TestTheLastItem:
     """It is known to be the last when it is handed out (row P6a)."""
 
     @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-    async def test_of_a_source_that_knows_its_last(self, depth: int) -> None:
+    async def test_the_last_item_of_a_source_that_knows_its_end(self, depth: int) -> None:
         """Everything is over by then, however many generators stand behind one another."""
         engine = Engine([token(1), terminal(), token(2)])
         journal: list[str] = []
@@ -99,7 +99,9 @@ class TestTheLastItem:
         assert await collect(stream) == Seen([], "completed")
 
     @pytest.mark.parametrize("waits", [True, False])
-    async def test_of_a_generator_that_yields_more_after_the_end(self, waits: bool) -> None:
+    async def test_the_last_item_of_a_generator_that_yields_after_the_end(
+        self, waits: bool
+    ) -> None:
         """The generator is run on only until it has yielded once more: that is the last then."""
         ended_at: list[float] = []
         stream = fuse(
@@ -121,7 +123,7 @@ class TestTheLastItem:
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("count", [0, 1, 2])
-    async def test_of_a_generator_that_fails_after_the_end(self, count: int) -> None:
+    async def test_the_last_item_of_a_generator_that_fails_after_the_end(self, count: int) -> None:
         """Its items come out first; none of them is the last, for the failure is."""
         stream = fuse(
             Engine([token(1), terminal()])(), [until_terminal(), words(count, LookupError("late"))]
@@ -147,7 +149,7 @@ class TestTheLastItem:
         ],
         ids=["last", "last-none", "several", "none", "failure"],
     )
-    async def test_of_a_generator_that_says_more(
+    async def test_the_last_item_of_a_generator_that_ends_the_stream(
         self, said: StageResult, items: list[int], end: str
     ) -> None:
         """What ends the stream is known with its last item; the source is closed, and not pulled."""
@@ -174,7 +176,9 @@ class TestTheLastItem:
 
     @pytest.mark.parametrize("way", ["return", "complete_with", "fail_after", "raise"])
     @pytest.mark.parametrize("count", [1, 2, 3])
-    async def test_that_an_operator_ends_the_stream_at(self, way: str, count: int) -> None:
+    async def test_the_last_item_of_a_stream_that_an_operator_ends(
+        self, way: str, count: int
+    ) -> None:
         """For those ahead the source had completed, where they knew; before it, that is a drop."""
 
         @operator
@@ -209,7 +213,7 @@ class TestTheLastItem:
     take=st.none() | st.integers(1, 5),
 )
 @pytest.mark.rows("S1", "P6a")
-def test_any_generator_in_front_of_any_number(
+def test_the_last_item_of_any_chain_of_generators(
     items: list[int],
     count: int,
     depth: int,
@@ -249,7 +253,7 @@ class TestErrors:
     """Who is said to have raised what."""
 
     @pytest.mark.rows("O4")
-    async def test_only_what_the_generator_raised_is_its_own(self) -> None:
+    async def test_only_its_own_errors_are_attributed_to_the_generator(self) -> None:
         """What comes out of its source is not noted as its own, and not logged twice."""
         engine_failed = await collect(fuse(Engine([1], error=LookupError())(), [through()]))
         assert not hasattr(engine_failed.error, "__notes__")
@@ -259,7 +263,7 @@ class TestErrors:
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
-    async def test_a_generator_that_fails_while_it_is_closed(
+    async def test_a_generator_that_fails_during_close_is_logged(
         self, way: Callable[[Owner], Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         """It is logged with its name and without its message; the engine is closed all the same."""
@@ -293,7 +297,7 @@ class TestDrop:
     @pytest.mark.rows("P9")
     @pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it])
     @pytest.mark.parametrize("pulled", [0, 1])
-    async def test_the_generator_comes_first(
+    async def test_the_generator_is_closed_before_its_source(
         self, pulled: int, way: Callable[[Owner], Any]
     ) -> None:
         """It may still wait in its ``finally``; one that was never pulled does not begin."""
@@ -324,7 +328,7 @@ class TestDrop:
         await asyncio.sleep(10)
         assert noted == ["generator 7", "engine 7"] * pulled
 
-    async def test_one_that_has_taken_its_source_over_leaves_it_open(self) -> None:
+    async def test_an_adopted_source_stays_open(self) -> None:
         """``is_adopted``: the source outlives the stream, and its stages are not told of a drop."""
         journal: list[str] = []
         kept: list[FusedRun[Any]] = []
@@ -344,7 +348,7 @@ class TestDrop:
         assert [item async for item in kept[0]] == [3]
         assert (journal, engine.closed) == (["1", "2", "3", "|"], 1)
 
-    async def test_it_may_close_its_source_while_it_waits_for_it(self) -> None:
+    async def test_it_may_close_its_source_from_another_task(self) -> None:
         """From another task: the pull ends without an item, and the generator goes on."""
 
         @operator
@@ -361,7 +365,7 @@ class TestDrop:
         assert (engine.pulls, engine.closed) == (1, 1)
 
     @pytest.mark.rows("S6")
-    async def test_one_that_swallows_the_consumers_cancellation(self) -> None:
+    async def test_a_generator_that_swallows_the_consumers_cancellation(self) -> None:
         """The cancellation goes on all the same."""
 
         @operator

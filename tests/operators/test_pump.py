@@ -50,7 +50,7 @@ AHEAD: dict[str, Callable[[AsyncGenerator[int]], Any]] = {
 @pytest.mark.parametrize("ahead", AHEAD)
 @examples(25)
 @given(count=st.integers(100, 300), first=st.integers(1, 5))
-def test_an_engine_that_never_waits_leaves_others_their_turn(
+def test_an_engine_that_never_waits_yields_to_other_tasks(
     ahead: str, count: int, first: int
 ) -> None:
     """While it is pulled ahead, other tasks of the loop run after a few items."""
@@ -178,7 +178,7 @@ class TestSlowClient:
         count=st.integers(0, 200),
     )
     @examples(25)
-    def test_everything_comes_out_in_order(
+    def test_everything_comes_out_in_order_and_bounded(
         self, period_ms: int, client_ms: int, every_ms: int, count: int
     ) -> None:
         """The engine goes on, what waits is bounded, and the request ends."""
@@ -206,7 +206,7 @@ class TestSlowClient:
         ],
         ids=["reactivex", "aioreactive"],
     )
-    async def test_at_most_one_pull_for_each_of_the_consumer(
+    async def test_at_most_one_pull_per_pull_of_the_consumer(
         self, make: Callable[[], AnyOperator]
     ) -> None:
         """Also where a timer has filled what waits."""
@@ -219,7 +219,7 @@ class TestSlowClient:
         assert engine.pulls >= 49
         await stream.aclose()
 
-    async def test_the_clock_of_an_operator_waits_for_the_client(self) -> None:
+    async def test_an_operators_timer_waits_for_the_client(self) -> None:
         """No tick is lost: what was due while the client was away comes when it is back."""
         ticks = reactivex.interval(1.0).pipe(ops.take(500))
         stream = fuse(Engine()(), [ops.merge(ticks)])
@@ -248,7 +248,7 @@ class TestSlowClient:
         assert ran == []
         await stream.aclose()
 
-    async def test_who_pushes_without_end_fails_the_stream(self) -> None:
+    async def test_an_operator_that_pushes_without_end_fails_the_stream(self) -> None:
         """An operator that can't be held back is named when too much waits; what waits comes first."""
         subject: Subject[int] = Subject()
         engine = Engine([1], ends=False)
@@ -278,7 +278,7 @@ class TestSlowClient:
             ([delayed(1.0)], 4097, None),
         ],
     )
-    async def test_what_a_timer_emits_at_once_is_bounded(
+    async def test_a_burst_from_a_timer_is_bounded(
         self, listed: list[AnyOperator], burst: int, name: str | None
     ) -> None:
         """A burst of an engine that it holds back and lets go; the error says what to do instead."""
@@ -291,7 +291,7 @@ class TestSlowClient:
             assert f"{name}: more than 4096 items wait for the consumer" in seen.end
             assert "use an async generator operator" in seen.end
 
-    async def test_what_the_source_brings_is_never_too_much(self) -> None:
+    async def test_a_burst_from_the_source_is_not_bounded(self) -> None:
         """One item may become any number of them."""
         stream = fuse(Engine([1])(), [ops.flat_map(lambda _: reactivex.range(0, 10_000))])
         assert await collect(stream) == Seen(list(range(10_000)), "completed")
@@ -345,7 +345,7 @@ class TestPump:
         ],
     )
     @EACH
-    def test_a_lost_stream_takes_its_pump_along(self, name: str, way: str) -> None:
+    def test_a_collected_stream_ends_its_pump(self, name: str, way: str) -> None:
         """In a cycle, also one through the engine's frame: closed, and asyncio says nothing."""
         said: list[str] = []
         closed: list[int] = []

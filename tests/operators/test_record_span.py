@@ -102,7 +102,7 @@ class TestOutcomes:
         assert status(spans) == FINE
 
     @pytest.mark.rows("F2", "P3")
-    def test_the_time_of_the_set_up_is_written_beside(self, life: Life, spans: Spans) -> None:
+    def test_the_set_up_time_is_recorded_separately(self, life: Life, spans: Spans) -> None:
         """The engine's set-up has a figure of its own, with two decimals as the others."""
         times = ticking(0, 0.0123456)
         times.setup_ms = 7.0 / 3.0
@@ -112,7 +112,7 @@ class TestOutcomes:
 
     @pytest.mark.rows("P3")
     @pytest.mark.parametrize("stopped", [True, False])
-    def test_cancelled_says_whether_a_stop_was_asked_for(
+    def test_cancelled_says_whether_a_stop_was_requested(
         self, life: Life, spans: Spans, stopped: bool
     ) -> None:
         """A cancelled terminal of the engine's own making is one without a stop."""
@@ -146,7 +146,7 @@ class TestOutcomes:
         assert status(spans) == (StatusCode.ERROR, "Backend(peer)")
 
     @pytest.mark.rows("P4")
-    async def test_a_set_up_that_fails_behind_is_a_drop(self, spans: Spans) -> None:
+    async def test_a_failing_set_up_of_a_later_operator_is_a_drop(self, spans: Spans) -> None:
         """When a later operator can't start, there is nothing to tell but that it was dropped."""
 
         @operator
@@ -210,7 +210,7 @@ class TestOutcomes:
             pytest.param({"take": 1}, DROPPED, id="dropped"),
         ],
     )
-    def test_without_attributes_the_status_still_tells(
+    def test_without_attributes_the_status_is_still_set(
         self,
         life: Life,
         spans: Spans,
@@ -244,7 +244,7 @@ class TestSpans:
         assert ends == ["end"]
 
     @pytest.mark.rows("P8")
-    def test_a_span_that_does_not_record_costs_nothing(self, life: Life) -> None:
+    def test_a_span_that_is_not_recording_costs_nothing(self, life: Life) -> None:
         """No chunk is looked at and nothing is asked for what nobody records."""
 
         def refuse(*_: object) -> Any:

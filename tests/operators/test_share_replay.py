@@ -69,7 +69,7 @@ class Countup:
         pytest.param(lambda: share_replay()(Engine([3, 2, 1])()), id="shared"),
     ],
 )
-async def test_what_it_takes(make: Callable[[], Any]) -> None:
+async def test_any_form_of_a_stream_can_be_shared(make: Callable[[], Any]) -> None:
     """Any form of a stream; each reader gets all of it, whenever it comes."""
     shared = share_replay()(make())
     assert isinstance(shared, SharedStream)
@@ -79,13 +79,13 @@ async def test_what_it_takes(make: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, None, [3, 2, 1]])
-def test_what_it_refuses(wrong: Any) -> None:
+def test_a_non_stream_is_rejected(wrong: Any) -> None:
     """What is no stream, by name."""
     with pytest.raises(TypeError, match="share_replay: expected an Observable or an async"):
         share_replay()(wrong)
 
 
-async def test_a_pipeline_refuses_it() -> None:
+async def test_a_pipeline_rejects_it() -> None:
     """A stream of a pipeline has one consumer; the error says where sharing belongs."""
     match = r"\[1\] can't be part of a pipeline: .* apply it to what generate\(\) returns"
     share: Any = share_replay()
@@ -100,7 +100,7 @@ async def test_a_pipeline_refuses_it() -> None:
 # As an Observable.
 
 
-async def test_a_hot_source_is_heard_from_the_first_subscriber_on() -> None:
+async def test_a_hot_source_is_received_from_the_first_subscription() -> None:
     """What is pushed right after it has subscribed is not lost; what was pushed before is."""
     subject: Subject[str] = Subject()
     shared = subject.pipe(share_replay())
@@ -139,7 +139,7 @@ async def test_timers_stay_on_the_loop() -> None:
     assert not done
 
 
-async def test_who_comes_in_the_same_turn_keeps_it() -> None:
+async def test_a_subscriber_in_the_same_iteration_keeps_the_source() -> None:
     """A subscriber that replaces the last one finds the source open."""
     engine = Engine(range(3), every_s=1.0)
     shared = share_replay()(engine())
@@ -150,7 +150,7 @@ async def test_who_comes_in_the_same_turn_keeps_it() -> None:
     assert second == Seen([0, 1, 2], "completed")
 
 
-async def test_another_thread() -> None:
+async def test_subscribing_from_another_thread() -> None:
     """Once it has a loop, any thread may subscribe and dispose; items come on the loop."""
     shared = share_replay()(Engine(range(9), every_s=1.0)())
     first, _ = watch(shared, take=3)
@@ -172,7 +172,7 @@ async def test_another_thread() -> None:
     assert first.items == [0, 1, 2]
 
 
-def test_without_a_loop() -> None:
+def test_subscribing_without_a_loop() -> None:
     """Subscribing says what is missing."""
     seen, _ = watch(share_replay()(Engine([1])()))
     assert seen.end == repr(
@@ -283,7 +283,7 @@ async def played(
     ),
 )
 @example(delays_s=[1.0], ends="completes", buffer=None, stays=[Stay(0.25, 1.02), Stay(1.35, None)])
-def test_it_is_replay_with_ref_count(
+def test_it_behaves_as_replay_with_ref_count(
     *, delays_s: list[float], ends: Ends, buffer: int | None, stays: list[Stay]
 ) -> None:
     """Subscribers get the same at the same times, up to when all have left or the source has ended."""

@@ -53,7 +53,9 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-async def test_how_far_the_source_is_ahead(ahead: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_source_is_at_most_max_ahead(
+    ahead: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is pulled up to *ahead* items beyond the fastest reader, and without it when one waits."""
     engine = Engine(range(10))
     shared = SharedStream(engine(), max_ahead=ahead)
@@ -75,7 +77,7 @@ async def test_how_far_the_source_is_ahead(ahead: int, caplog: pytest.LogCapture
     assert caplog.records == []
 
 
-async def test_the_fastest_reader_is_one_that_is_there() -> None:
+async def test_only_present_readers_count_as_fastest() -> None:
     """Where the fastest has left, the source waits for the next one to come as far."""
     for linger_s in (0.0, 60.0):
         engine = Engine(range(9), every_s=1.0)
@@ -93,7 +95,7 @@ async def test_the_fastest_reader_is_one_that_is_there() -> None:
         await shared.aclose()
 
 
-async def test_readers_that_leave_in_the_turn_of_an_item() -> None:
+async def test_readers_that_leave_in_the_iteration_of_an_item() -> None:
     """One that is cancelled, and one that is closed, keep the item from no other."""
     given = asyncio.Event()
 
@@ -143,7 +145,7 @@ async def test_thousands_of_readers_may_leave_at_once() -> None:
 
 
 @pytest.mark.rows("E6")
-async def test_items_are_safe_to_hold() -> None:
+async def test_held_items_are_copies() -> None:
     """Neither an engine that reuses its chunk nor another reader changes what a reader gets."""
 
     async def engine() -> AsyncGenerator[Any]:
@@ -162,7 +164,7 @@ async def test_items_are_safe_to_hold() -> None:
         assert await rest(shared.read()) == [token(1), token(2)]
 
 
-async def test_a_reader_that_is_too_slow_is_told_so() -> None:
+async def test_a_reader_that_is_too_slow_fails() -> None:
     """A reader behind what is held fails, and leaves; there is never a gap."""
     shared = SharedStream(Engine(range(9))(), log=ItemLog(3))
     quick, slow = shared.read(), shared.read()
@@ -206,7 +208,7 @@ async def test_a_log_may_merge() -> None:
     assert await rest(slow) == ["d"]
 
 
-async def test_a_log_that_fails_fails_the_stream() -> None:
+async def test_an_exception_of_the_log_fails_the_stream() -> None:
     """What a log raises for an item reaches the readers, and the source is closed."""
 
     class Full(ItemLog[int]):
@@ -227,7 +229,7 @@ async def test_a_log_that_fails_fails_the_stream() -> None:
 # The end.
 
 
-async def test_a_failure_does_not_gather_the_frames_of_its_readers() -> None:
+async def test_a_failures_traceback_does_not_grow_with_readers() -> None:
     """However many readers have raised it, its traceback shows the source and one reader."""
     shared = SharedStream(Engine(error=LookupError("gone"))())
     depths: list[int] = []
@@ -251,7 +253,7 @@ async def test_a_cancellation_by_the_source_is_a_failure() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("idle", [False, True])
-async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> None:
+async def test_cancelling_the_pulling_task_fails_the_readers(idle: bool, fused: bool) -> None:
     """Readers don't wait for ever; to a stream that is the source it is a drop, as any consumer's."""
     engine = Engine("ab", every_s=1.0)
     told: list[BaseException | None] = []
@@ -277,7 +279,7 @@ async def test_somebody_cancels_the_task_that_pulls(idle: bool, fused: bool) -> 
     assert journal == (["a"] * idle + ["!"] if fused else [])
 
 
-async def test_closed_while_readers_wait() -> None:
+async def test_closing_while_readers_wait() -> None:
     """They get what is held, then an error that says so; who comes later too."""
     engine = Engine("abc", every_s=1.0, closing_s=5.0)
     told: list[BaseException | None] = []
@@ -304,7 +306,7 @@ async def test_closed_while_readers_wait() -> None:
     assert told == []
 
 
-async def test_closed_before_anybody_came() -> None:
+async def test_closing_before_the_first_reader() -> None:
     """The source is closed, though it has never been pulled."""
     engine = Engine("a")
     stream = fuse(engine(), [])
@@ -316,7 +318,7 @@ async def test_closed_before_anybody_came() -> None:
     assert (engine.pulls, shared.is_over) == (0, True)
 
 
-async def test_somebody_closes_the_source() -> None:
+async def test_closing_the_source_is_an_error_for_readers() -> None:
     """A stream that is dropped beside its shared stream is no clean end for the readers."""
     stream = fuse(Engine("ab", every_s=1.0)(), [])
     shared = SharedStream(stream)
@@ -361,7 +363,9 @@ async def by_closing_it_while_it_waits(owner: list[Any]) -> None:
         by_closing_it_while_it_waits,
     ],
 )
-async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]]) -> None:
+async def test_the_source_is_closed_with_the_last_reader(
+    leave: Callable[[list[Any]], Awaitable[None]],
+) -> None:
     """The source is closed when the last reader has left, in whatever way, and not before."""
     engine = Engine("abcd", every_s=1.0)
     shared = SharedStream(engine())
@@ -379,7 +383,7 @@ async def test_every_way_to_leave(leave: Callable[[list[Any]], Awaitable[None]])
     assert busy() == []
 
 
-async def test_what_is_done_about_an_abandoned_stream() -> None:
+async def test_on_abandoned_is_called_once() -> None:
     """With a callback the source goes on to its end, which it is told to hasten; once."""
     engine = Engine(range(9), every_s=1.0)
     told: list[float] = []
@@ -402,7 +406,7 @@ async def test_what_is_done_about_an_abandoned_stream() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("error", [None, GONE])
-async def test_what_is_done_about_the_end(error: Exception | None, fused: bool) -> None:
+async def test_on_end_is_called_once(error: Exception | None, fused: bool) -> None:
     """The owner is told of it once, also where no reader waits for it, and readers come later."""
     engine = Engine("ab", every_s=1.0, error=error)
     told: list[BaseException | None] = []
@@ -444,7 +448,7 @@ async def test_a_run_is_pulled_in_its_own_context() -> None:
     assert seen == ["the request's"] * 2
 
 
-async def test_what_has_ended_is_released() -> None:
+async def test_an_ended_stream_releases_its_source() -> None:
     """A stream that is held on to holds its items, and neither the engine's stream nor its owner."""
 
     class Owner:
@@ -465,7 +469,7 @@ async def test_what_has_ended_is_released() -> None:
 @pytest.mark.parametrize(
     ("takes", "kind"), [(1, "an abandoned stream"), (2, "the end of a shared stream")]
 )
-async def test_a_callback_that_fails(
+async def test_a_failing_callback_is_logged(
     takes: int, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged without its message, and the source is closed, or has ended, all the same."""
@@ -489,7 +493,7 @@ async def test_a_callback_that_fails(
     assert secret not in caplog.text
 
 
-async def test_never_abandoned(caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_linger_s_it_is_never_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """With ``linger_s=None`` the source goes on without readers, once one was there."""
     engine = Engine(range(5), every_s=1.0)
     shared = SharedStream(engine(), linger_s=None)
@@ -505,7 +509,7 @@ async def test_never_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
-async def test_a_source_that_is_slow_to_close() -> None:
+async def test_leaving_waits_for_a_slow_source() -> None:
     """Leaving as the last one waits for it; being cancelled there does not disturb it."""
     engine = Engine("ab", closing_s=3.0)
     shared = SharedStream(engine())
@@ -586,7 +590,7 @@ async def test_a_source_that_swallows_a_cancellation() -> None:
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("linger_s", [0.0, 60.0, None])
 @pytest.mark.parametrize("pulled", [False, True])
-async def test_all_is_lost(linger_s: float | None, pulled: bool) -> None:
+async def test_a_stream_without_references_is_closed(linger_s: float | None, pulled: bool) -> None:
     """Nobody can come back to a stream without references, so its source is closed at once."""
     engine = Engine("ab", every_s=1.0)
     shared = SharedStream(engine(), linger_s=linger_s)
@@ -618,7 +622,7 @@ async def test_a_reader_keeps_the_stream() -> None:
 
 
 @pytest.mark.rows("S7")
-def test_the_loop_ends_before_the_stream(leaks: LeakWatch) -> None:
+def test_the_loop_closes_a_stream_that_is_still_open(leaks: LeakWatch) -> None:
     """What is still referenced when the loop ends is closed with it, without a warning."""
     leaks.allow("task not done")
     leaks.allow("async generator not closed")
@@ -657,7 +661,7 @@ def test_a_loop_that_cancels_no_tasks(leaks: LeakWatch) -> None:
     loop.close()
 
 
-async def test_a_reader_that_is_lost_in_another_thread_leaves_on_the_loop() -> None:
+async def test_a_reader_collected_in_another_thread_leaves_on_the_loop() -> None:
     """The collector may find it anywhere; nothing of the stream is touched there."""
     shared = SharedStream(Engine("ab")())
     owner = [shared.read()]
@@ -704,7 +708,7 @@ async def test_a_mark_counts_as_a_reader() -> None:
     assert engine.closed == 1
 
 
-async def test_a_mark_is_where_items_are() -> None:
+async def test_a_mark_stays_within_the_held_items() -> None:
     """A mark can't be ahead of the source, nor go back."""
     shared = SharedStream(Engine(range(9))(), max_ahead=2)
     with pytest.raises(PositionUnknown):
@@ -724,7 +728,7 @@ async def test_a_mark_is_where_items_are() -> None:
 # Misuse.
 
 
-async def test_what_is_no_position() -> None:
+async def test_an_invalid_position_is_named() -> None:
     """It is named, with what was expected."""
     shared: Any = SharedStream(Engine()())
     wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
@@ -738,7 +742,7 @@ async def test_what_is_no_position() -> None:
             call()
 
 
-def test_another_event_loop() -> None:
+def test_a_reader_on_another_event_loop_is_rejected() -> None:
     """A shared stream lives on the loop of its first reader, or of its source."""
 
     async def begin() -> tuple[SharedStream[str], SharedStream[str]]:
@@ -763,7 +767,7 @@ def test_another_event_loop() -> None:
         first.read()
 
 
-async def test_one_reader_in_two_tasks() -> None:
+async def test_a_concurrent_read_is_rejected() -> None:
     """The second is refused, and the first goes on."""
     shared = SharedStream(Engine("ab", every_s=1.0)())
     reader = shared.read()
@@ -964,7 +968,7 @@ class World:
     linger_s=st.sampled_from([0.0, LINGER_S]),
     visits=VISITS,
 )
-def test_readers_at_random(
+def test_any_sequence_of_readers(
     *,
     delays_s: list[float],
     end: Literal["ends", "fails", "hangs"],

@@ -115,7 +115,7 @@ def outcome(figures: SloFigures) -> str:
     ],
 )
 @pytest.mark.rows("P6a")
-def test_what_becomes_of_a_request(
+def test_every_outcome_is_counted_once(
     life: Life, items: list[Any], how: dict[str, Any], options: dict[str, Any], expected: str
 ) -> None:
     """Every way out counts once, and the items that came out are the source's own."""
@@ -170,7 +170,7 @@ async def consume(adapter: EngineAdapter, model: str = "m", *, stop: bool = Fals
 
 @pytest.mark.rows("F2")
 @pytest.mark.parametrize(("ttft_ms", "expected"), [(1249, "slow"), (1250, "good")])
-async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expected: str) -> None:
+async def test_the_set_up_counts_towards_ttft(ttft_ms: float, expected: str) -> None:
     """A client waits through both, so the target and the figures are for the sum."""
     windows = SloWindows(clock=lambda: 0.0)
     counted = slo(ttft_ms, None, windows=windows, key="m")
@@ -183,7 +183,7 @@ async def test_set_up_is_a_part_of_the_first_tokens_time(ttft_ms: float, expecte
     assert figures.ttft.p50_ms == pytest.approx(1250, rel=0.01)
 
 
-async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> None:
+async def test_an_open_request_is_late_once_it_misses_a_target() -> None:
     """Before its end it is in `open` alone; a wait that is too long shows while it lasts."""
     now = [0.0]
     windows = SloWindows(clock=lambda: now[0])
@@ -213,7 +213,7 @@ async def test_an_open_request_shows_and_is_late_when_a_target_is_missed() -> No
 @pytest.mark.rows("F2", "P8", "O2")
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("before", ["validate_chunks", "trace_link", None])
-async def test_in_the_standard_pipeline(record: bool, before: str | None) -> None:
+async def test_it_counts_in_the_standard_pipeline(record: bool, before: str | None) -> None:
     """Wherever it stands it counts tokens, failures and stops, recorded or not."""
     windows = SloWindows(clock=lambda: 0.0)
 
@@ -239,7 +239,7 @@ async def test_in_the_standard_pipeline(record: bool, before: str | None) -> Non
     assert snapshot.total.goodput == 0.5
 
 
-async def test_a_deadline_is_no_clients_doing() -> None:
+async def test_an_expired_deadline_counts_as_failed() -> None:
     """It stops the request, which counts as failed all the same."""
     windows = SloWindows(clock=lambda: 0.0)
     timed = standard_pipeline.insert_before("validate_chunks", deadlines(first_token_s=1))
@@ -274,7 +274,7 @@ def feed(
 
 
 class TestSliding:
-    def test_requests_leave_with_their_bucket(self) -> None:
+    def test_requests_expire_with_their_bucket(self) -> None:
         """A request ends in a bucket of 5 s, and leaves when that is 60 s back."""
         clock = Clock()
         windows = SloWindows(window_s=60, bucket_s=5, clock=clock)
@@ -286,7 +286,7 @@ class TestSliding:
         assert seen == [(9.9, 1), (64.9, 1), (65.0, 0), (1000.0, 0)]
         assert list(windows.snapshot()) == []
 
-    def test_rates_are_over_the_time_that_is_covered(self) -> None:
+    def test_rates_are_over_the_covered_time(self) -> None:
         """At first that is a bucket, then the windows' age, at last their length."""
         clock = Clock()
         windows = SloWindows(window_s=60, bucket_s=5, clock=clock)
@@ -297,7 +297,7 @@ class TestSliding:
             rates.append(windows.snapshot()["m"].goodput_per_s)
         assert rates == [60 / 5, 120 / 20, pytest.approx(120 / 55), pytest.approx(60 / 59.9)]
 
-    def test_a_snapshot_does_not_change_any_more(self) -> None:
+    def test_a_snapshot_is_immutable(self) -> None:
         """Neither requests that end later nor time that passes show in it, read late as it is."""
         clock = Clock()
         windows = SloWindows(clock=clock)
@@ -311,7 +311,7 @@ class TestSliding:
         assert itl is not None
         assert (itl.count, itl.p99_ms) == (9, pytest.approx(10, rel=ACCURACY))
 
-    def test_a_request_that_ends_while_the_windows_are_busy_is_counted(self) -> None:
+    def test_a_request_that_ends_during_counting_is_counted(self) -> None:
         """The garbage collector may end a stream at any moment, in the middle of counting too."""
         clock = Clock()
 
@@ -362,7 +362,7 @@ class TestKeys:
         assert len(snapshot) == 11
         assert snapshot["other"].requests > 0
 
-    def test_a_quiet_key_makes_room(self) -> None:
+    def test_an_idle_key_makes_room(self) -> None:
         """Beyond the limit a key counts under `other`, open requests too, until one has left."""
         clock = Clock()
         windows = SloWindows(window_s=10, bucket_s=5, max_keys=1, clock=clock)
@@ -415,7 +415,9 @@ class TestSnapshots:
         assert merged.total == expected.total
 
     @given(st.lists(st.floats(1e-8, 1e7), min_size=1, max_size=80), st.floats(0, 1))
-    def test_quantiles_are_as_accurate_as_is_said(self, latencies_s: list[float], q: float) -> None:
+    def test_quantiles_have_the_documented_accuracy(
+        self, latencies_s: list[float], q: float
+    ) -> None:
         """No quantile is further from the nearest rank's value than one part in a hundred."""
         sketch = LatencySketch()
         for start in range(0, len(latencies_s), 50):
@@ -447,7 +449,7 @@ class TestSnapshots:
             windows.snapshot()["another"]
 
     @pytest.mark.parametrize("odd", [0.0, -1.0, math.inf, math.nan, 1e300])
-    def test_a_clock_that_goes_wrong_disturbs_nothing(self, odd: float) -> None:
+    def test_a_faulty_clock_does_no_harm(self, odd: float) -> None:
         """Gaps that can't be are counted too, and the others keep their figures."""
         windows = SloWindows(clock=lambda: 0.0)
         feed(windows, "m", [0.02] * 50)
@@ -474,7 +476,7 @@ class TestSnapshots:
             ((b"}]]}", b"}]]"), "Input data was truncated"),
         ],
     )
-    def test_json_that_is_no_snapshot_is_refused(
+    def test_invalid_snapshot_json_is_rejected(
         self, change: tuple[bytes, bytes], message: str
     ) -> None:
         """The error names the place."""
@@ -505,7 +507,7 @@ class TestSnapshots:
             ((b"\xf0?", b"\xf1?"), "expected a DDSketch with a relative accuracy of 0.01"),
         ],
     )
-    def test_a_sketch_that_does_not_fit_is_refused(
+    def test_an_inconsistent_sketch_is_rejected(
         self, change: tuple[bytes, bytes], message: str
     ) -> None:
         """By its counts, or by its accuracy."""
@@ -517,7 +519,7 @@ class TestSnapshots:
             LatencySketch.from_bytes(data.replace(*change))
 
     @given(st.data())
-    def test_a_sketch_that_is_none_is_refused(self, data: st.DataObject) -> None:
+    def test_invalid_sketch_bytes_are_rejected(self, data: st.DataObject) -> None:
         """Whatever its bytes are: they are read as a sketch, or the error names the place."""
         windows = SloWindows(clock=lambda: 0.0)
         feed(windows, "m", [0.02])
@@ -563,7 +565,7 @@ class TestSnapshots:
 
 
 class TestOptions:
-    def test_without_the_package_the_error_names_the_extra(self) -> None:
+    def test_a_missing_package_names_the_extra(self) -> None:
         """`import operators` does without it; windows say what to install."""
         code = (
             "import sys; sys.modules['ddsketch'] = None\n"

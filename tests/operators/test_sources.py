@@ -159,7 +159,7 @@ class TestBoth:
         assert counted.subscribed == 0
 
     @KINDS
-    async def test_a_second_pull_at_a_time_is_refused(self, kind: Kind) -> None:
+    async def test_a_concurrent_pull_is_refused(self, kind: Kind) -> None:
         """The later task is told; the earlier is not disturbed."""
         source = kind(Counted())
         pulling = asyncio.create_task(collect(source))
@@ -178,7 +178,9 @@ class TestBoth:
             (None, type(None)),
         ],
     )
-    def test_what_is_an_observable(self, value: object, expected: type[object]) -> None:
+    def test_observables_of_both_libraries_are_recognized(
+        self, value: object, expected: type[object]
+    ) -> None:
         """Either library's are known as what they are, and nothing else is."""
         found = source_of(rx.never() if value == "async" else value)
         assert type(found) is expected
@@ -247,7 +249,7 @@ class TestAsyncObservable:
             ),
         ],
     )
-    async def test_tasks_of_the_library_end(
+    async def test_the_librarys_tasks_end(
         self, make: Callable[[], rx.AsyncObservable[Any]], take: int | None
     ) -> None:
         """Those that it starts and forgets are gone after the end, or a drop."""
@@ -259,7 +261,7 @@ class TestAsyncObservable:
         await asyncio.sleep(0.5)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    async def test_what_the_library_keeps_holds_nothing_of_the_stream(self) -> None:
+    async def test_a_task_that_the_library_retains_holds_no_stream(self) -> None:
         """It never forgets a task that was cancelled; the frames in there are gone."""
 
         class Item:
@@ -276,7 +278,7 @@ class TestAsyncObservable:
         gc.collect()
         assert [item() for item in held] == [None, None, None]
 
-    async def test_a_task_of_the_library_that_fails(self) -> None:
+    async def test_a_failing_task_of_the_library_fails_the_stream(self) -> None:
         """What it would only log comes out of the pull, and the stream ends."""
 
         async def refuse(number: int) -> int:
@@ -302,7 +304,7 @@ class TestAsyncObservable:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     @pytest.mark.rows("S7")
-    async def test_a_drop_does_not_disturb_who_sends(self) -> None:
+    async def test_a_drop_does_not_disturb_the_sender(self) -> None:
         """A subject that sends to several: it waits for none that has left."""
         subject: rx.AsyncSubject[int] = rx.AsyncSubject()
         leaving, staying = AsyncObservableSource(subject), AsyncObservableSource(subject)
@@ -316,7 +318,7 @@ class TestAsyncObservable:
         assert await first == Seen([0], "dropped")
         assert await rest == Seen([0, 1, 2], "completed")
 
-    async def test_one_that_goes_on_after_the_drop_does_not_hold_up_the_loop(self) -> None:
+    async def test_a_source_that_continues_after_a_drop_does_not_block_the_loop(self) -> None:
         """Even if its disposing stops nothing, others get their turn while it sends."""
         sending: list[asyncio.Task[None]] = []
 
@@ -351,7 +353,7 @@ class TestAsyncObservable:
         assert caplog.messages == ["disposing of an AsyncObservable subscription failed"]
 
     @pytest.mark.parametrize("ours", [True, False])
-    async def test_tasks_of_a_users_function_are_its_own(self, ours: bool) -> None:
+    async def test_tasks_of_a_users_function_are_not_cancelled(self, ours: bool) -> None:
         """A task that a mapper starts lives on after the drop; and a task factory stays in place."""
         done: list[float] = []
 

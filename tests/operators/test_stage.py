@@ -57,7 +57,7 @@ class TestItems:
     @pytest.mark.parametrize(
         "form", ["generator", "generator under a condition", "callbacks", "callbacks under one"]
     )
-    def test_nothing_where_an_item_is_due(self, life: Life, form: str) -> None:
+    def test_returning_none_for_an_item_fails_the_stream(self, life: Life, form: str) -> None:
         """A step that gives None fails the stream; the error names the operator, and it is closed."""
         journal: list[str] = []
 
@@ -88,7 +88,7 @@ class TestItems:
 
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize("wrong", ["boom", ValueError, Completed(), None])
-    def test_a_failure_that_is_none(self, life: Life, wrong: Any) -> None:
+    def test_fail_after_needs_an_exception(self, life: Life, wrong: Any) -> None:
         """The error names the operator and what was expected; nothing else reaches the client."""
 
         @operator
@@ -115,7 +115,7 @@ class TestEnd:
         assert journal[:4] == ["a1", "b1", "a2", "b2"]
         assert sorted(journal[4:]) == [f"a{end}", f"b{end}"]
 
-    def test_completion_is_no_failure(self, life: Life) -> None:
+    def test_completed_is_not_an_exception_subclass(self, life: Life) -> None:
         """``except Exception`` in an operator does not catch it."""
 
         @operator
@@ -142,7 +142,7 @@ class TestEnd:
     )
     @pytest.mark.parametrize("error", [None, LookupError("gone")], ids=["completed", "failed"])
     @pytest.mark.parametrize("returned", [True, False], ids=["returned", "yielded"])
-    def test_last_words(
+    def test_items_at_the_end_are_handed_out(
         self, life: Life, returned: bool, error: Exception | None, words: Any, items: list[int]
     ) -> None:
         """What is handed out at the end still goes out, through the operators behind."""
@@ -166,7 +166,7 @@ class TestEnd:
     @pytest.mark.parametrize("at", ["item", "end", "failure"])
     @pytest.mark.parametrize("held", [(), (7,), (7, 8, 9)])
     @pytest.mark.parametrize("says", ["yield", "return"])
-    def test_what_is_held_comes_out_in_front_of_a_failure(
+    def test_held_items_come_out_before_a_failure(
         self, life: Life, at: str, held: tuple[int, ...], says: str
     ) -> None:
         """All of it, the last item too, whether the operator or its source fails."""
@@ -228,7 +228,7 @@ class TestEnd:
         assert await collect(stream) == Seen([9], "completed")
         assert (source.journal, journal) == (["closed"], ["!"])
 
-    def test_a_failure_is_a_drop_for_the_operators_ahead(self, life: Life) -> None:
+    def test_a_failure_is_a_drop_for_earlier_operators(self, life: Life) -> None:
         """Those ahead are closed first; those behind see the exception, and one may swallow it."""
 
         @operator
@@ -250,7 +250,7 @@ class TestEnd:
 
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize("form", ["generator", "callbacks"])
-    def test_a_release_that_fails_keeps_no_other_from_its_own(
+    def test_a_failing_release_does_not_prevent_others(
         self, life: Life, form: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What it raises in a drop is logged with the operator's name: there is nobody else to tell."""
@@ -333,7 +333,7 @@ class TestStepAside:
         assert life([1, 2], nothing(), only_the_end(), nothing()) == Seen([1, 2], "completed")
         assert journal == ["end"]
 
-    def test_when(self, life: Life) -> None:
+    def test_only_items_that_match_when_visit(self, life: Life) -> None:
         """Only items for which the expression is true visit; the others pass."""
 
         @operator
@@ -346,7 +346,7 @@ class TestStepAside:
         two = big_tenfold(3), big_tenfold(50)
         assert life([1, 5, 3, 6], *two) == Seen([1, 500, 30, 600], "completed")
 
-    def test_a_condition_can_be_said_again(self, life: Life) -> None:
+    def test_a_condition_can_be_changed(self, life: Life) -> None:
         """Each visit may set another condition, and hand out any number of items."""
 
         @operator
@@ -384,7 +384,7 @@ class TestStepAside:
     @pytest.mark.parametrize(
         "condition", ["any(n == item for n in allowed)", "item in [*map(int, allowed)]"]
     )
-    def test_a_condition_is_any_expression(self, life: Life, condition: str) -> None:
+    def test_a_condition_may_be_any_expression(self, life: Life, condition: str) -> None:
         """Its names are its own, inside a comprehension too, and builtins are there."""
 
         @operator
@@ -396,7 +396,7 @@ class TestStepAside:
         assert life([1, 2, 3], chosen([1]), chosen([3])) == Seen([-1, 2, -3], "completed")
 
     @pytest.mark.parametrize("name", ["step", "step_0", "chain", "source", "pull", "release"])
-    def test_a_name_in_a_condition_may_be_any(self, life: Life, name: str) -> None:
+    def test_names_in_a_condition_do_not_clash_with_the_loop(self, life: Life, name: str) -> None:
         """The names of the loop that it becomes a part of are not in the way."""
 
         @operator
@@ -427,7 +427,7 @@ class TestCallbacks:
     """Operators whose body is functions."""
 
     @pytest.mark.parametrize("how", [callbacks(shared=True), callbacks()])
-    def test_a_step_for_one_item(
+    def test_once_lets_only_the_first_item_visit(
         self,
         life: Life,
         how: Callable[[Callable[[], Callbacks[int, int]]], Callable[[], AnyOperator]],
@@ -453,7 +453,9 @@ class TestCallbacks:
             pytest.param(detach(9), [1, 9, 3], id="detach"),
         ],
     )
-    def test_a_step_may_give_an_emission(self, life: Life, answer: Any, items: list[int]) -> None:
+    def test_a_step_may_return_emit_or_complete_with(
+        self, life: Life, answer: Any, items: list[int]
+    ) -> None:
         """``emit`` hands out any number; ``complete_with`` ends the stream with what it has."""
         journal: list[str] = []
         answering = shared(lambda: Callbacks[int, int](lambda _: answer, only="item == 2"))
@@ -472,7 +474,7 @@ class TestCallbacks:
             pytest.param({"ends": False}, (None, True), id="dropped-while-waiting"),
         ],
     )
-    def test_the_end_is_told_once(
+    def test_the_end_is_reported_once(
         self, life: Life, how: dict[str, Any], told: tuple[str | None, bool]
     ) -> None:
         """With the failure or None, and whether the stream was dropped."""
@@ -489,7 +491,7 @@ class TestCallbacks:
         life([1, 2, 3], tell(), same(), **how)
         assert ends == [told]
 
-    def test_the_end_is_told_once_when_the_step_fails(self, life: Life) -> None:
+    def test_the_end_is_reported_once_when_the_step_fails(self, life: Life) -> None:
         """A stage that fails, or ends the stream by ``complete_with``, hears of the end once too."""
         ends: list[str] = []
 
@@ -517,7 +519,7 @@ class TestCallbacks:
         assert life([1], on_end(), error=LookupError()) == refused
         assert life([1], on_end()) == refused
 
-    def test_a_function_without_state_runs_once(self, life: Life) -> None:
+    def test_a_shared_function_runs_once(self, life: Life) -> None:
         """With ``shared`` the callbacks are asked for when the operator is made, and never again."""
         made: list[str] = []
 
@@ -537,7 +539,7 @@ class TestSetUp:
 
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize("body", [7, iter([1]), emit()], ids=["number", "iterator", "result"])
-    def test_a_body_that_is_none(self, life: Life, body: Any) -> None:
+    def test_a_function_must_return_a_body(self, life: Life, body: Any) -> None:
         """A function that gives neither a generator nor callbacks is named in the error."""
 
         def not_a_body() -> Any:
@@ -549,7 +551,7 @@ class TestSetUp:
             seen.error
         )
 
-    def test_no_body(self, life: Life) -> None:
+    def test_an_operator_may_have_no_stage(self, life: Life) -> None:
         """An operator that has nothing to do makes no stage."""
 
         @callbacks()
@@ -561,7 +563,7 @@ class TestSetUp:
 
     @pytest.mark.rows("O5")
     @pytest.mark.parametrize("function", [lambda: None, nothing_async, print, 7], ids=repr)
-    def test_what_cannot_be_a_body(self, function: Any) -> None:
+    def test_an_invalid_body_is_rejected(self, function: Any) -> None:
         """It is refused when it is decorated; the error says what was expected, and shows it."""
         with pytest.raises(TypeError) as refused:
             operator(function)
@@ -636,7 +638,7 @@ SIZED = st.lists(
     [Visits(("item.size != 1",)), Visits(("item.is_last",), "turn"), Visits(("item.size != 1",))],
     [Item(1, True, "a"), Item(1, False, "a")],
 )
-def test_neighbours_change_no_condition(row: list[Visits], given: list[Item]) -> None:
+def test_conditions_are_independent_of_neighbours(row: list[Visits], given: list[Item]) -> None:
     """Any row of conditions: the same items visit, and come out, as where each stage is alone."""
 
     def stages(journal: list[str]) -> list[Operator[Item, Item]]:

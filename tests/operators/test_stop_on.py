@@ -91,7 +91,7 @@ def tokens_of(chunks: Sequence[Chunk | LLMEngineOutput]) -> tuple[int, ...]:
     include=st.booleans(),
     min_tokens=st.integers(0, 6),
 )
-def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
+def test_the_result_is_that_of_a_search_of_the_whole_text(
     stops: set[tuple[int, ...]],
     chunks: list[list[int]],
     *,
@@ -121,7 +121,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
 @pytest.mark.rows("S1", "S4")
 @examples(150)
 @given(stops=STOPS, chunks=CHUNKS, include=st.booleans())
-def test_no_chunk_waits_for_longer_than_it_must(
+def test_no_chunk_is_held_longer_than_necessary(
     stops: set[tuple[int, ...]], chunks: list[list[int]], *, include: bool
 ) -> None:
     """After each chunk, those are out whose tokens are decided; with ``include`` all are."""
@@ -154,7 +154,7 @@ def test_choices_do_not_wait_for_each_other() -> None:
 
 @pytest.mark.rows("S1", "E3")
 @pytest.mark.parametrize("end", ["completed", "match"])
-def test_what_waits_comes_out_by_answer(life: Life, end: str) -> None:
+def test_held_chunks_come_out_by_answer(life: Life, end: str) -> None:
     """At the end of the stream the chunks of each answer come out in their order, once."""
     waiting = [of_choice(0, 2), of_choice(1, 2), of_choice(0, 2), of_choice(2, 2)]
     last = [of_choice(3, 4), of_choice(3, 1)] if end == "match" else []
@@ -174,14 +174,16 @@ def test_what_waits_comes_out_by_answer(life: Life, end: str) -> None:
         pytest.param({2, (3, 3)}, [3, 1, 3, 3], [3, 1], id="a-set"),
     ],
 )
-def test_what_it_stops_on(life: Life, stop: Any, tokens: list[int], left: list[int]) -> None:
+def test_it_stops_on_ids_and_sequences(
+    life: Life, stop: Any, tokens: list[int], left: list[int]
+) -> None:
     """Ids, sequences and both; what is left are the tokens before."""
     seen = life([token(token_id) for token_id in tokens], stop_on(stop))
     assert [*tokens_of(seen.items)] == left
     assert seen.items[-1].finish_reason == "stop"
 
 
-def test_a_chunk_is_cut_with_all_that_belongs_to_its_tokens(life: Life) -> None:
+def test_a_chunk_is_cut_with_its_per_token_data(life: Life) -> None:
     """Over two chunks: both are copies, the last says what it stopped on, the engine's stay whole."""
 
     def source() -> list[LLMEngineOutput]:

@@ -58,7 +58,7 @@ def ids_of(chunks: Sequence[LLMEngineOutput]) -> list[int]:
     include=st.booleans(),
 )
 @example(stops=["ab", "b"], source=[LLMEngineOutput(text="#ab")], how="completed", include=False)
-def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
+def test_the_result_is_that_of_a_search_of_the_whole_text(
     stops: list[str], source: list[LLMEngineOutput], how: str, *, include: bool
 ) -> None:
     """However text and tokens are cut into chunks, and whatever the end is."""
@@ -92,7 +92,7 @@ def test_what_comes_out_is_what_a_search_of_the_whole_text_gives(
 @pytest.mark.rows("S1", "S4")
 @examples(150)
 @given(stops=STOPS, texts=st.lists(TEXT, max_size=8), include=st.booleans())
-def test_no_text_waits_for_longer_than_it_must(
+def test_no_text_is_held_longer_than_necessary(
     stops: list[str], texts: list[str], *, include: bool
 ) -> None:
     """After each chunk, all text is out that is decided; with ``include`` all is."""

@@ -18,7 +18,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage().partition("> ")[2] for record in caplog.records]
 
 
-async def test_an_observer_sees_every_item_after_its_turn() -> None:
+async def test_an_observer_sees_every_item_after_its_iteration() -> None:
     """In order, and not within the pull that brings the item."""
     seen: list[int] = []
     counts = TapCounts()
@@ -57,7 +57,7 @@ async def test_an_observer_that_fails_is_counted_and_logged_once(
     assert len(caplog.records) == 1
 
 
-async def test_a_cancellation_of_the_observers_own_making_is_a_failure_like_any_other() -> None:
+async def test_a_cancellation_raised_by_the_observer_is_a_failure() -> None:
     """As the result of a cancelled future is: the observer gets the later items all the same."""
     cancelled = asyncio.get_running_loop().create_future()
     cancelled.cancel()
@@ -75,7 +75,7 @@ async def test_a_cancellation_of_the_observers_own_making_is_a_failure_like_any_
     assert counts == TapCounts(delivered=3, failed=1)
 
 
-async def test_within_a_turn_no_more_wait_than_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_buffer_within_an_iteration_is_limited(caplog: pytest.LogCaptureFixture) -> None:
     """A source that never waits fills the buffer; what is beyond it is missed, counted and told."""
     seen: list[int] = []
     counts = TapCounts()
@@ -103,7 +103,7 @@ async def test_a_slow_observer_does_not_slow_the_stream() -> None:
     assert seen == [(3.5, 0), (6.0, 1), (8.5, 2), (11.0, 3)]
 
 
-async def test_what_a_slow_observer_misses_is_counted_and_told(
+async def test_items_that_a_slow_observer_misses_are_counted_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Items beyond the limit, and those that are left when its time is up; in one line a stream."""
@@ -124,7 +124,7 @@ async def test_what_a_slow_observer_misses_is_counted_and_told(
     assert warned(caplog) == ["missed items of a stream: 5"]
 
 
-async def test_what_was_missed_of_a_stream_is_told_when_the_observer_is_done(
+async def test_missed_items_are_logged_when_the_observer_is_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Also where it got all the rest in time; one that misses nothing is not told of."""
@@ -179,7 +179,7 @@ async def test_an_observer_that_swallows_its_cancellation_gets_no_more() -> None
     assert counts == TapCounts(delivered=1, missed=3)
 
 
-def test_what_an_event_loop_that_ends_takes_away_is_missed(
+def test_items_pending_when_the_loop_ends_count_as_missed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Also where the observer had not begun."""

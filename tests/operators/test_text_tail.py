@@ -57,7 +57,7 @@ def of(answer: int, chunks: list[LLMEngineOutput]) -> list[LLMEngineOutput]:
 @pytest.mark.rows("S1", "E3")
 @examples(150)
 @given(source=SOURCES, characters=st.integers(0, 6), ends=st.booleans(), error=ENDS)
-def test_nothing_is_lost_or_doubled(
+def test_nothing_is_lost_or_duplicated(
     source: list[tuple[int | None, LLMEngineOutput]],
     characters: int,
     *,
@@ -78,7 +78,7 @@ def test_nothing_is_lost_or_doubled(
 
 @pytest.mark.rows("S1")
 @given(texts=st.lists(st.text("ab", max_size=5), max_size=12), limit=st.integers(1, 6))
-def test_what_is_held_is_bounded(texts: list[str], limit: int) -> None:
+def test_held_text_is_bounded(texts: list[str], limit: int) -> None:
     """No more than so many characters and chunks wait, even where the operator takes nothing."""
     subject: Subject[Any] = Subject()
     seen, _ = watch(subject.pipe(hold(1000, limit)))
@@ -89,7 +89,7 @@ def test_what_is_held_is_bounded(texts: list[str], limit: int) -> None:
 
 
 @given(chunks=st.lists(chunks_of(), max_size=8), error=ENDS)
-def test_a_redactor(chunks: list[LLMEngineOutput], error: Exception | None) -> None:
+def test_a_redactor_across_chunks(chunks: list[LLMEngineOutput], error: Exception | None) -> None:
     """The secret is found across chunks, and its tokens are gone with it."""
     seen = pushed(chunks, redact("ab"), error=error)
     assert text_of(seen.items) == text_of(chunks).replace("ab", "***")
@@ -98,7 +98,7 @@ def test_a_redactor(chunks: list[LLMEngineOutput], error: Exception | None) -> N
 
 
 @pytest.mark.rows("O4")
-def test_a_step_that_fails_lets_nothing_out(life: Life) -> None:
+def test_a_failing_step_releases_no_held_text(life: Life) -> None:
     """What a redactor holds is not safe to hand out when it has failed."""
 
     @operator
@@ -130,7 +130,7 @@ def shout() -> Stage[Any, Any]:
 @pytest.mark.rows("S1", "S6")
 @pytest.mark.parametrize("error", [None, LookupError("gone")])
 @pytest.mark.parametrize("has_terminal", [False, True])
-def test_a_step_sees_what_is_held_at_any_end(
+def test_a_step_sees_the_held_text_at_any_end(
     life: Life, error: Exception | None, *, has_terminal: bool
 ) -> None:
     """At a terminal, at an end without one and in front of a failure: nothing comes out behind it."""
@@ -144,7 +144,7 @@ def test_a_step_sees_what_is_held_at_any_end(
 
 @pytest.mark.rows("E3")
 @pytest.mark.parametrize("answers", [1, 2])
-def test_an_answer_that_a_step_ends_in_front_of_a_failure(life: Life, answers: int) -> None:
+def test_an_answer_ended_by_a_step_before_a_failure(life: Life, answers: int) -> None:
     """It has its terminal; the failure is that of the answers that are open still."""
 
     @operator
@@ -159,7 +159,7 @@ def test_an_answer_that_a_step_ends_in_front_of_a_failure(life: Life, answers: i
 
 @pytest.mark.rows("O5")
 @pytest.mark.parametrize("made", [None, LLMEngineOutput(text="a")], ids=["nothing", "a chunk"])
-def test_a_step_that_returns_no_chunks(life: Life, made: Any) -> None:
+def test_a_step_must_return_chunks(life: Life, made: Any) -> None:
     """The error says what was expected of what."""
 
     @operator

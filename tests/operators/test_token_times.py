@@ -66,7 +66,7 @@ def test_the_figures_are_samples_in_order(samples_ms: list[float]) -> None:
 
 @pytest.mark.rows("F3", "F4")
 @given(SAMPLES_MS)
-def test_a_record_gives_the_figures_of_its_gaps(gaps_ms: list[float]) -> None:
+def test_a_record_has_the_figures_of_its_gaps(gaps_ms: list[float]) -> None:
     """The figures of a record are those of its gaps, though they are worked out in seconds."""
     times = record(*gaps_ms)
     figures, same = times.itl_figures(), latency_figures(times.itl_ms())
@@ -97,7 +97,7 @@ def test_time_to_first_token_runs_from_the_start_of_the_stream() -> None:
 
 
 @pytest.mark.rows("F5")
-def test_gaps_are_shared_out_over_tokens() -> None:
+def test_gaps_are_divided_among_tokens() -> None:
     """A gap of a chunk with several tokens counts for each of them with its share."""
     times = record(30, 20, 40)
     times.sizes.update({0: 5, 1: 3, 3: 2})
@@ -114,7 +114,7 @@ def test_output_tokens_are_tokens_and_not_chunks() -> None:
     assert times.output_tokens == 9
 
 
-def test_the_clock_is_not_read_by_the_record() -> None:
+def test_the_record_does_not_read_the_clock() -> None:
     """Making a record and asking it for figures reads no clock."""
 
     def clock() -> float:

@@ -71,7 +71,7 @@ def test_only_the_first_chunk_with_tokens_loses_the_engines_link(
 
 @pytest.mark.rows("S1", "T3", "T4")
 @pytest.mark.parametrize("on_terminal", [False, True])
-def test_the_engines_own_chunk_is_left_alone(life: Life, on_terminal: bool) -> None:
+def test_the_engines_chunk_is_unchanged(life: Life, on_terminal: bool) -> None:
     """A stamped chunk is a copy; every other chunk is the engine's own object."""
     chunks = [handshake(), token(1), token(2), linked(terminal())]
     seen = life(chunks, trace_link(OURS, on_terminal=on_terminal))

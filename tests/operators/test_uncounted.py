@@ -19,7 +19,7 @@ def as_a_new_process() -> None:
 
 
 @pytest.mark.parametrize("operator", [limit_tokens(2), usage(3, protocols.usage)])
-def test_text_without_token_ids_is_told_once(
+def test_text_without_token_ids_is_logged_once(
     operator: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a warning that names the operator, however many answers follow."""
@@ -42,7 +42,7 @@ def test_text_without_token_ids_is_told_once(
         [LLMEngineOutput(text="***"), LLMEngineOutput([1], text="a")],
     ],
 )
-def test_an_answer_with_token_ids_is_not_warned_of(
+def test_an_answer_with_token_ids_causes_no_warning(
     operator: Any, chunks: list[LLMEngineOutput], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor one without any content."""
@@ -50,7 +50,7 @@ def test_an_answer_with_token_ids_is_not_warned_of(
     assert not caplog.records
 
 
-def test_an_engine_that_counts_itself_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_with_its_own_usage_causes_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Its usage is kept, so nothing is wrong."""
     last = LLMEngineOutput.stop().with_usage(CompletionUsage(3, 2, 5))
     pushed([LLMEngineOutput(text="a b"), last], usage(3, protocols.usage))

@@ -34,7 +34,7 @@ def counts(prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
         pytest.param("-a-b-T|", "-a-b-(V!)", (3, 2), id="dispose-inside-the-last"),
     ],
 )
-def test_the_terminal_has_the_usage_and_every_end_is_told(
+def test_the_terminal_has_the_usage_and_every_end_is_reported(
     source: str, result: str, told: tuple[int, int]
 ) -> None:
     """Chunks pass when they come; whatever the end is, it is told once."""
@@ -50,7 +50,7 @@ def test_the_terminal_has_the_usage_and_every_end_is_told(
     take=st.none() | st.integers(1, 8),
     fails=st.booleans(),
 )
-def test_every_token_that_came_is_counted_once(
+def test_every_token_is_counted_once(
     chunks: list[list[int]], take: int | None, *, fails: bool
 ) -> None:
     """Of any chunking and to any end, token ids are counted, not chunks."""

@@ -97,7 +97,7 @@ def test_a_wrong_token_id_fails_the_stream(
         (5, "TypeError('no chunk: 5')"),
     ],
 )
-def test_what_is_no_chunk_at_all_fails_the_stream(life: Life, item: Any, end: str) -> None:
+def test_a_non_chunk_fails_the_stream(life: Life, item: Any, end: str) -> None:
     """The error names the field, or is what the conversion raises."""
     assert life([token(1), item], validated) == Seen([token(1)], end)
 
@@ -112,7 +112,7 @@ def test_only_the_exact_class_is_a_chunk(life: Life) -> None:
     assert seen == Seen([token(1, 1)], "completed")
 
 
-def test_the_error_is_a_value_error_unless_said(life: Life) -> None:
+def test_the_error_is_a_value_error_by_default(life: Life) -> None:
     """Without ``error`` a malformed chunk is a ``ValueError``."""
     seen = life([Chunk([-1])], validate_chunks(Chunk, convert))
     assert type(seen.error) is ValueError

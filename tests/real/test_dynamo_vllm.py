@@ -69,7 +69,7 @@ def tokenizer(tiny_model: RealModel) -> Any:
     return import_module("transformers").AutoTokenizer.from_pretrained(tiny_model.folder)
 
 
-def test_text_log_probs_and_stop_strings_are_the_models(
+def test_text_log_probs_and_stop_strings_are_correct(
     worker: tuple[Served, int], client: OpenAI, tiny_model: RealModel, tokenizer: Any
 ) -> None:
     """The answer is the one of transformers; the pipeline saw each of its tokens."""
@@ -93,7 +93,7 @@ def test_text_log_probs_and_stop_strings_are_the_models(
     assert stopped.text == expected[: expected.index(stop)]
 
 
-def test_a_client_that_leaves_ends_the_request(worker: tuple[Served, int], client: OpenAI) -> None:
+def test_a_disconnect_ends_the_request(worker: tuple[Served, int], client: OpenAI) -> None:
     """Long before its last token."""
     served, _ = worker
     before = len(lines(served))
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_ends_the_request(worker: tuple[Served, int], clien
     assert lines(served)[-1] < 300
 
 
-def test_a_request_that_vllm_refuses_is_the_clients_fault(client: OpenAI) -> None:
+def test_a_request_that_vllm_rejects_is_a_client_error(client: OpenAI) -> None:
     """A pattern that is none is a 400, whose message is vLLM's."""
     with pytest.raises(BadRequestError, match="invalid regex"):
         client.completions.create(

@@ -22,14 +22,14 @@ _HOW = st.sampled_from(["stop", "drop", "none"])
 
 
 @pytest.mark.rows("E1", "E2", "E3", "E4", "E5", "E6")
-def test_it_keeps_to_the_contract(make: MakeEngine, tiny_model: RealModel) -> None:
+def test_it_keeps_the_contract(make: MakeEngine, tiny_model: RealModel) -> None:
     """The conformance kit finds nothing."""
     report = run_conformance(lambda: make(tiny_model), virtual=False)
     assert report.ok, str(report)
 
 
 @real_time
-async def test_greedy_tokens_are_the_models_own(make: MakeEngine, tiny_model: RealModel) -> None:
+async def test_greedy_tokens_match_the_model(make: MakeEngine, tiny_model: RealModel) -> None:
     """One after the other, eight at once, and 64 at once in a batch of 8."""
     prompts = tiny_model.prompts(16) * 4
     many = [tiny_model.expected(prompt, 8) for prompt in prompts]
@@ -71,9 +71,7 @@ async def test_a_stop_token_ends_the_answer(make: MakeEngine, tiny_model: RealMo
 
 
 @real_time
-async def test_a_bad_prompt_ends_that_request_alone(
-    make: MakeEngine, tiny_model: RealModel
-) -> None:
+async def test_a_bad_prompt_fails_only_its_request(make: MakeEngine, tiny_model: RealModel) -> None:
     """Those beside it and after it don't notice."""
     prompts = tiny_model.prompts(4)
     bad = {
@@ -137,7 +135,9 @@ async def test_a_stop_in_mid_prefill(make: MakeEngine, tiny_model: RealModel) ->
 
 
 @real_time
-async def test_a_dropped_stream_frees_what_it_held(make: MakeEngine, tiny_model: RealModel) -> None:
+async def test_a_dropped_stream_frees_its_resources(
+    make: MakeEngine, tiny_model: RealModel
+) -> None:
     """Beside others, and 20 times as many as fit into a batch."""
     first, *prompts = tiny_model.prompts(3)
     expected = [tiny_model.expected(prompt, 24) for prompt in prompts]
@@ -159,7 +159,7 @@ async def test_a_dropped_stream_frees_what_it_held(make: MakeEngine, tiny_model:
     ends=st.lists(st.tuples(_HOW, st.integers(0, 12)), min_size=4, max_size=12),
 )
 @real_time
-async def test_whatever_ends_when(
+async def test_stops_and_drops_do_not_affect_other_requests(
     make: MakeEngine, tiny_model: RealModel, ends: list[tuple[str, int]]
 ) -> None:
     """Stops and drops at any token leave the tokens of all requests as they are."""

@@ -16,7 +16,7 @@ from tests.rx_backend.web.servers import ROOT, running
 pytestmark = pytest.mark.needs("fastapi", "jinja2", "transformers", "gguf", "xllamacpp", "uvicorn")
 
 
-def test_a_chat_that_is_resumed(tiny_model: RealModel) -> None:
+def test_a_resumed_chat(tiny_model: RealModel) -> None:
     """Its text is that of the model's tokenizer, and a client that comes back gets the rest of it."""
     environment = {**os.environ, "MODEL": str(tiny_model.gguf)}
     asked: dict[str, Any] = {

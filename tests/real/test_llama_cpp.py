@@ -87,7 +87,7 @@ async def at_rest(engine: LlamaCppEngine) -> None:
 
 @pytest.mark.rows("E3")
 @real_time
-async def test_prompts_are_read_in_pieces_beside_running_answers(tiny_model: RealModel) -> None:
+async def test_prefill_is_chunked_beside_running_answers(tiny_model: RealModel) -> None:
     """Long prompts don't fit into a batch; their answers, and those that run meanwhile, are right."""
     short, *long = tiny_model.prompts(4, length=300)
     short = short[:5]
@@ -100,7 +100,7 @@ async def test_prompts_are_read_in_pieces_beside_running_answers(tiny_model: Rea
 
 @pytest.mark.rows("E3")
 @real_time
-async def test_a_minimum_of_tokens_goes_before_a_stop_token(tiny_model: RealModel) -> None:
+async def test_min_tokens_takes_precedence_over_a_stop_token(tiny_model: RealModel) -> None:
     """The answer is as long as it may be."""
     prompt = tiny_model.prompts(1)[0]
     end = tiny_model.expected(prompt, 12)[5]
@@ -147,7 +147,7 @@ async def test_a_stop_or_a_drop_frees_the_cache(tiny_model: RealModel) -> None:
 
 @pytest.mark.rows("E3")
 @real_time
-async def test_a_bad_request_ends_alone(tiny_model: RealModel) -> None:
+async def test_a_bad_request_fails_only_itself(tiny_model: RealModel) -> None:
     """Options that can't be honoured are named."""
     good = tiny_model.prompts(1)[0]
     bad = [
@@ -195,7 +195,7 @@ async def test_sampled_answers_follow_their_seed(tiny_model: RealModel) -> None:
 
 
 @real_time
-async def test_log_probs_are_those_of_the_logits(tiny_model: RealModel) -> None:
+async def test_log_probs_match_the_logits(tiny_model: RealModel) -> None:
     """They agree with transformers' logits, before temperature, and the best come first."""
     torch: Any = import_module("torch")
     prompt = tiny_model.prompts(1)[0]
@@ -271,7 +271,7 @@ async def test_llama_cpp_logs_to_our_logger(
 
 @pytest.mark.rows("E4", "E5", "O1")
 @real_time
-async def test_a_thousand_requests_leave_nothing(tiny_model: RealModel, spans: Spans) -> None:
+async def test_a_thousand_requests_leak_nothing(tiny_model: RealModel, spans: Spans) -> None:
     """With stops and drops at random, at most 64 at once: the answers that stay are right."""
     draw = random.Random(11)
     prompts = tiny_model.prompts(16)

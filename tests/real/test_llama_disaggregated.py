@@ -118,7 +118,7 @@ async def test_a_prefill_engine_is_not_quiescent_while_a_cache_waits(
 
 @pytest.mark.rows("A4", "A5")
 @pytest.mark.parametrize(("flags", "left"), [((), GATED), (("--no-gate",), UNGATED)])
-def test_what_a_client_leaves_that_goes_in_mid_transfer(
+def test_a_disconnect_in_mid_transfer_frees_the_cache(
     tiny_model: RealModel, flags: tuple[str, ...], left: tuple[str, bool, str]
 ) -> None:
     """With the gate nothing stays at the prefill engine; without it the cache does, for ever."""

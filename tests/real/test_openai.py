@@ -40,7 +40,7 @@ async def busy(server: RealServer) -> int:
 
 @pytest.mark.rows("E1")
 @real_time
-async def test_start_tells_what_the_server_is(server: RealServer, tiny_model: RealModel) -> None:
+async def test_start_detects_the_server(server: RealServer, tiny_model: RealModel) -> None:
     """The context is that of one slot."""
     engine = OpenAIEngine(server.url)
     config = await engine.start(0)
@@ -50,7 +50,7 @@ async def test_start_tells_what_the_server_is(server: RealServer, tiny_model: Re
 
 
 @pytest.mark.rows("E2", "E3")
-def test_greedy_tokens_are_those_of_transformers(server: RealServer, tiny_model: RealModel) -> None:
+def test_greedy_tokens_match_transformers(server: RealServer, tiny_model: RealModel) -> None:
     """
     Six at once: each id that the server sends is right, and the usage counts all.
 
@@ -110,7 +110,7 @@ async def test_a_stop_frees_the_slot(server: RealServer, tiny_model: RealModel) 
 
 
 @real_time
-async def test_a_bad_prompt_ends_that_request_alone(
+async def test_a_bad_prompt_fails_only_its_request(
     server: RealServer, tiny_model: RealModel
 ) -> None:
     """The others answer as if it had not been there."""

@@ -33,7 +33,7 @@ def server(tiny_model: RealModel) -> Generator[RealServer]:
 
 
 @pytest.mark.rows("E2", "E3")
-def test_greedy_tokens_are_those_of_transformers(server: RealServer, tiny_model: RealModel) -> None:
+def test_greedy_tokens_match_transformers(server: RealServer, tiny_model: RealModel) -> None:
     """Six at once, as ids alone, with their log probabilities."""
     prompts = tiny_model.prompts(6)
 

@@ -88,7 +88,7 @@ def test_a_chat(url: str) -> None:
     assert text == " 0 1 2 3 4 5 6 7"
 
 
-def test_a_chat_that_is_resumed(url: str) -> None:
+def test_a_resumed_chat(url: str) -> None:
     """A client that has left gets the rest of its answer."""
     path, asked = f"{url}/v1/chat/completions", {**ASKED, "stream": True}
     with httpx.stream("POST", path, json=asked) as response:

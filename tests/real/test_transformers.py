@@ -50,7 +50,7 @@ def with_generation_config(model: RealModel, folder: Path, **options: Any) -> st
 
 @pytest.mark.rows("E1")
 @real_time
-async def test_it_tells_what_it_has(tiny_model: RealModel) -> None:
+async def test_start_returns_the_models_limits(tiny_model: RealModel) -> None:
     """The context is what fits into the cache, and into the model."""
     engine = made(tiny_model, kv_tokens=700, block_size=64, max_batch=3, max_batch_tokens=96)
     config = await engine.start(0)
@@ -64,7 +64,7 @@ async def test_it_tells_what_it_has(tiny_model: RealModel) -> None:
 
 
 @real_time
-async def test_a_cache_that_is_too_small_for_all(tiny_model: RealModel) -> None:
+async def test_a_cache_too_small_for_all_requests(tiny_model: RealModel) -> None:
     """Requests make room for each other; their tokens are the same, up to the last that fits."""
     prompts = tiny_model.prompts(8)
     engine = made(tiny_model, kv_tokens=64, block_size=16)
@@ -96,7 +96,7 @@ async def test_greedy_and_sampled_side_by_side(tiny_model: RealModel) -> None:
 
 
 @real_time
-async def test_what_is_left_open_is_the_models_own(tiny_model: RealModel, tmp_path: Path) -> None:
+async def test_unset_options_are_those_of_the_model(tiny_model: RealModel, tmp_path: Path) -> None:
     """Greedy where it does not say otherwise; else as its generation config has it."""
     (prompt,) = tiny_model.prompts(1)
     expected = tiny_model.expected(prompt, 24)
@@ -125,7 +125,7 @@ def test_the_options_of_a_request(tiny_model: RealModel) -> None:
 
 
 @real_time
-async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
+async def test_unsupported_options_are_rejected(tiny_model: RealModel) -> None:
     """By name, all of it."""
     (prompt,) = tiny_model.prompts(1)
     request = sampled(prompt, 4, seed=1, n=2, min_p=0.1)
@@ -142,7 +142,7 @@ async def test_what_it_cannot_honour_is_refused(tiny_model: RealModel) -> None:
 
 @pytest.mark.rows("E1")
 @real_time
-async def test_a_model_path_that_is_no_folder_is_refused(tiny_model: RealModel) -> None:
+async def test_a_model_path_must_be_a_folder(tiny_model: RealModel) -> None:
     """A folder that is not there, and a GGUF."""
     for path in (tiny_model.folder / "none", tiny_model.gguf):
         with pytest.raises(InvalidArgument, match=f"model_path: expected a folder .*{path}"):

@@ -138,7 +138,7 @@ def tokens_of(chunks: Sequence[LLMEngineOutput], index: int | None = None) -> li
 
 
 @pytest.mark.rows("E1")
-def test_it_tells_its_limits(vllm: Running) -> None:
+def test_start_returns_the_engines_limits(vllm: Running) -> None:
     """In tokens and blocks, as vLLM has decided them."""
     config = vllm.config
     assert (config.context_length, config.max_num_seqs) == (LONGEST, 16)
@@ -148,7 +148,7 @@ def test_it_tells_its_limits(vllm: Running) -> None:
 
 
 @pytest.mark.rows("E3")
-def test_a_minimum_of_tokens_goes_before_a_stop_token(vllm: Running) -> None:
+def test_min_tokens_takes_precedence_over_a_stop_token(vllm: Running) -> None:
     """The answer is as long as it may be; usage counts."""
     prompt = vllm.model.prompts(1)[0]
     end = vllm.model.expected(prompt, 12)[5]
@@ -175,7 +175,7 @@ def test_a_prompt_that_was_read_before_is_cached(vllm: Running) -> None:
 @pytest.mark.rows("E4")
 @pytest.mark.parametrize("length", [5, 900], ids=["in the answer", "in the prompt"])
 @pytest.mark.parametrize("end", ["stop", "drop", "early"])
-def test_a_stop_or_a_drop_frees_what_the_request_holds(
+def test_a_stop_or_a_drop_frees_the_requests_resources(
     vllm: Running, end: str, length: int
 ) -> None:
     """A stop ends it with its usage; others go on, and vLLM has nothing left of it."""
@@ -247,7 +247,7 @@ def test_requests_of_one_id_are_stopped_one_by_one(vllm: Running) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_bad_request_ends_alone(vllm: Running, wire: dict[str, Any], words: str) -> None:
+def test_a_bad_request_fails_only_itself(vllm: Running, wire: dict[str, Any], words: str) -> None:
     """What is wrong is named, and a request beside it is answered."""
     good = vllm.model.prompts(1)[0]
 
@@ -261,7 +261,7 @@ def test_a_bad_request_ends_alone(vllm: Running, wire: dict[str, Any], words: st
 
 
 @pytest.mark.rows("E2")
-def test_options_have_their_effect(vllm: Running) -> None:
+def test_options_take_effect(vllm: Running) -> None:
     """A seed gives an answer again; what narrows sampling down to one token is greedy."""
     prompt = vllm.model.prompts(1)[0]
     greedy = vllm.model.expected(prompt, 12)
@@ -324,7 +324,7 @@ def test_several_answers_each_have_their_end(vllm: Running) -> None:
 
 
 @pytest.mark.rows("E2")
-def test_log_probs_are_those_of_the_logits(vllm: Running) -> None:
+def test_log_probs_match_the_logits(vllm: Running) -> None:
     """Of the answer and of the prompt, as transformers' logits have them, the likeliest first."""
     torch: Any = import_module("torch")
     prompt = vllm.model.prompts(1)[0]
@@ -375,7 +375,9 @@ def test_tenants_do_not_share_the_prefix_cache(vllm: Running) -> None:
 
 @pytest.mark.rows("S6", "E7")
 @real_time
-async def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: LeakWatch) -> None:
+async def test_a_dead_engine_core_fails_every_request(
+    tiny_model: RealModel, leaks: LeakWatch
+) -> None:
     """What is in flight and what comes later fail as one that another worker may continue."""
     # vLLM's own tasks, which it ends with their queues.
     leaks.allow("EngineCoreOutputQueueTask")
@@ -407,7 +409,7 @@ async def test_a_core_that_is_gone_is_told_to_all(tiny_model: RealModel, leaks: 
 
 @pytest.mark.rows("E5")
 @real_time
-async def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
+async def test_cleanup_ends_running_requests(tiny_model: RealModel) -> None:
     """Streams end with `EngineShutdown`, `lost` does not take it for a loss, no process is left."""
     others = {*multiprocessing.active_children()}
     engine = make_another(tiny_model)
@@ -427,7 +429,7 @@ async def test_a_cleanup_ends_what_runs(tiny_model: RealModel) -> None:
     assert_ended({*multiprocessing.active_children()} - others)
 
 
-def test_its_arguments_are_vllms_own(tiny_model: RealModel, capsys: Any) -> None:
+def test_its_arguments_are_those_of_vllm(tiny_model: RealModel, capsys: Any) -> None:
     """`from_args` takes what `vllm serve` takes; what vLLM does not know is refused."""
     VllmEngine.from_args(["--model", str(tiny_model.folder), "--max-model-len", "512"])
     with pytest.raises(SystemExit):

@@ -67,7 +67,7 @@ def completion(client: OpenAI, tokens: int = 12, **options: Any) -> Any:
 
 
 @pytest.mark.rows("E7")
-def test_served_and_passed_on(tiny_model: RealModel, tmp_path: Path) -> None:
+def test_a_served_request_survives_its_worker(tiny_model: RealModel, tmp_path: Path) -> None:
     """The model's own answers, alone and eight at once; a killed core costs no client a token."""
     with ExitStack() as stack:
         front = stack.enter_context(frontend(tmp_path))

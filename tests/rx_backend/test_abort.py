@@ -99,7 +99,7 @@ async def test_when_the_engine_is_aborted(case: str) -> None:
 
 @pytest.mark.rows("A4")
 @virtual
-async def test_a_pipeline_may_do_without_deferring() -> None:
+async def test_a_pipeline_may_omit_deferring() -> None:
     """`defer=False` counts in a pipeline too: the abort of a decode request is made at once."""
     engine = ScriptedEngine(5, token(1), stop())
     at_once = standard_pipeline.replace("deferred_abort", deferred_abort(defer=False))
@@ -109,7 +109,7 @@ async def test_a_pipeline_may_do_without_deferring() -> None:
 
 @pytest.mark.rows("A4")
 @virtual
-async def test_what_the_operator_is_given_counts_in_a_pipeline_too() -> None:
+async def test_explicit_arguments_override_the_scope() -> None:
     """Not the request's signals then, nor the engine's abort."""
     stopped, notified, told = ReplaySubject[bool](), ReplaySubject[bool](), list[object]()
     given = deferred_abort(
@@ -179,7 +179,7 @@ async def test_an_abort_that_raises_is_logged(
 @pytest.mark.rows("A3", "A7")
 @pytest.mark.parametrize("mode", MODES)
 @virtual
-async def test_a_slow_abort_delays_nobody(mode: DisaggregationMode) -> None:
+async def test_a_slow_abort_does_not_delay_the_stream(mode: DisaggregationMode) -> None:
     """Chunks flow while the abort runs, and it continues after the stream has ended."""
     ended: list[float] = []
     engine = ScriptedEngine(token(1), 1, token(2), stop(), abort=[5, lambda _: ended.append(now())])
@@ -233,7 +233,9 @@ PIPELINES = [
 @pytest.mark.parametrize("leave", ["close", "cancel", "lose"])
 @pytest.mark.parametrize("notice", ["thread", "loop", "before"])
 @virtual
-async def test_a_notice_in_the_turn_of_the_drop_wins(leave: str, notice: str) -> None:
+async def test_a_first_token_notification_in_the_iteration_of_the_drop_wins(
+    leave: str, notice: str
+) -> None:
     """In either order, from a thread too, and without a pull: the transfer is through."""
     for pipeline, is_pulled in product(PIPELINES, (False, True)):
         began, spans, context = now(), Spans(), RequestContext()

@@ -51,7 +51,7 @@ def chunk(**fields: object) -> LLMEngineOutput:
 
 @pytest.mark.parametrize("pipeline", [5, A_LIST, "standard"])
 @pytest.mark.rows("S5", "O5")
-def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
+def test_a_non_pipeline_is_rejected(pipeline: object) -> None:
     """A list of operators is not a pipeline: it does not say which phase they are in."""
     with pytest.raises(InvalidArgument, match=r"pipeline: expected a Pipeline, .*, got") as raised:
         EngineAdapter(ScriptedEngine(), pipeline=cast("Pipeline", pipeline))
@@ -60,7 +60,7 @@ def test_what_is_no_pipeline_is_refused(pipeline: object) -> None:
 
 @pytest.mark.parametrize("made", [ScriptedEngine, Pipeline, dict])
 @pytest.mark.rows("S5", "O5")
-def test_a_class_is_no_function_that_returns_a_pipeline(made: type[Any]) -> None:
+def test_a_class_is_rejected_as_a_pipeline_factory(made: type[Any]) -> None:
     """It could be called with a scope, but every request would fail."""
     with pytest.raises(InvalidArgument, match=f"pipeline: .*, got the class {made.__name__}$"):
         EngineAdapter(ScriptedEngine(), pipeline=cast("Any", made))
@@ -75,7 +75,7 @@ def hedged(second: Any) -> HedgedEngine:
 @pytest.mark.parametrize(
     "make", [EngineAdapter, FailoverEngine, hedged], ids=lambda one: one.__name__
 )
-def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: object) -> None:
+def test_a_non_engine_is_rejected(make: Callable[[Any], object], value: object) -> None:
     """When the whole is made, not by its first request; a class without its call's () is none."""
     with pytest.raises((InvalidArgument, TypeError), match=r"engines?: expected .*, got"):
         make(value)
@@ -95,7 +95,7 @@ def test_what_is_no_engine_is_refused(make: Callable[[Any], object], value: obje
         ("meter_provider", 0),
     ],
 )
-def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> None:
+def test_an_invalid_option_is_rejected(option: str, given: object) -> None:
     """It is told when the adapter is made, not by the first request."""
     options: dict[str, Any] = {option: given}
     with pytest.raises(
@@ -106,7 +106,7 @@ def test_an_option_that_is_none_makes_no_adapter(option: str, given: object) -> 
 
 @pytest.mark.parametrize("option", ["metadata", "trace_headers"])
 @pytest.mark.parametrize("given", ["traceparent", 7, [("traceparent", "00-1-2-01")]])
-def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None:
+def test_metadata_must_be_a_mapping(option: str, given: object) -> None:
     """The error names the argument."""
     options: dict[str, Any] = {option: given}
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_what_is_no_mapping_makes_no_context(option: str, given: object) -> None
     ],
 )
 @virtual
-async def test_a_request_of_another_type_is_refused(field: str, value: Any, message: str) -> None:
+async def test_a_request_of_another_type_is_rejected(field: str, value: Any, message: str) -> None:
     """What the adapter reads itself is checked: the field is named, the engine not called."""
     asked, context = request(), RequestContext()
     if field == "context":
@@ -224,7 +224,7 @@ def adding(value: Any) -> Callable[[RequestScope], Any]:
     ids=["own", "typed", "timeout", "value", "lookup", "none", "int", "text", "list", "adds-int"],
 )
 @virtual
-async def test_a_fault_of_the_pipeline_is_found_before_the_engine_is_called(
+async def test_a_pipeline_error_is_found_before_the_engine_is_called(
     pipeline: Callable[[RequestScope], Pipeline], kind: type[BackendError], message: str
 ) -> None:
     """It is a failure like one of `generate`: a fault of the service is not told as the client's."""
@@ -259,7 +259,7 @@ def noted(error: BaseException) -> list[str]:
 )
 @pytest.mark.parametrize("where", ["adapter", "function", "pipeline"])
 @virtual
-async def test_what_is_no_operator_is_refused_when_it_is_added(
+async def test_a_non_operator_is_rejected_when_it_is_added(
     value: Any, got: str, where: str
 ) -> None:
     """The message names the place and what is there, before there is a request."""

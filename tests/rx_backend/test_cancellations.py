@@ -92,7 +92,7 @@ async def generator_exit_later() -> None:
 )
 @EVERY_PIPELINE
 @virtual
-async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
+async def test_a_cancellation_by_the_engine_is_a_failure(
     cancels: Callable[[], Awaitable[None]], pipeline: Pipeline
 ) -> None:
     """One error item, the span says so, and the consumer's task was never cancelled."""
@@ -114,7 +114,7 @@ async def test_a_cancellation_of_the_engine_s_own_is_a_failure(
 
 @pytest.mark.rows("S6", "O4")
 @virtual
-async def test_an_engine_that_cancels_the_task_of_an_operator() -> None:
+async def test_an_engine_that_cancels_an_operators_task() -> None:
     """No consumer was cancelled, so it is the engine's failure; no line blames the operator."""
 
     async def steps() -> AsyncGenerator[LLMEngineOutput]:
@@ -280,7 +280,7 @@ class Interrupted(BaseException):
 @pytest.mark.rows("S5", "P7")
 @pytest.mark.parametrize("step", [60, raises_it, Interrupted()])
 @virtual
-async def test_a_caller_that_leaves_during_set_up(step: Step) -> None:
+async def test_a_caller_that_cancels_the_set_up(step: Step) -> None:
     """Its cancellation, or an interrupt, is passed on as it is, and the span ends as dropped, once."""
     spans = Spans()
     engine = ScriptedEngine(setup=[0.5, step])
@@ -368,7 +368,7 @@ async def by_close(stream: Any) -> None:
 @pytest.mark.parametrize("leave", [by_timeout, by_wait_for, by_anyio, by_cancel, by_close])
 @EVERY_PIPELINE
 @virtual
-async def test_a_drop_is_one_whatever_the_engine_answers(
+async def test_a_drop_stays_a_drop_whatever_the_engine_does(
     answers: str, leave: Callable[[Any], Awaitable[None]], pipeline: Pipeline
 ) -> None:
     """The deadline is met, the answer is not handed out, and nothing of it is recorded."""

@@ -37,7 +37,7 @@ WRONG: list[tuple[Callable[[str, object], object], list[object], str]] = [
     ("check", "value", "expected"),
     [(check, value, expected) for check, values, expected in WRONG for value in values],
 )
-def test_what_is_refused(
+def test_invalid_arguments_are_rejected(
     check: Callable[[str, object], object], value: object, expected: str
 ) -> None:
     """The error names the option, what was expected, and what was given."""

@@ -116,7 +116,7 @@ async def test_the_stream_ends_with_its_terminal(reason: FinishReason) -> None:
 @pytest.mark.rows("S2", "S7")
 @pytest.mark.parametrize("end", [stop(), Disconnected("gone"), 60], ids=["stop", "error", "drop"])
 @virtual
-async def test_an_engine_may_take_its_time_to_close(end: Step) -> None:
+async def test_a_slow_close_does_not_delay_the_terminal(end: Step) -> None:
     """In one task, under a timeout of its own; the terminal does not wait for it, ``aclose`` does."""
     tasks: list[object] = []
 
@@ -142,7 +142,7 @@ async def test_an_engine_may_take_its_time_to_close(end: Step) -> None:
 
 @pytest.mark.rows("S2")
 @virtual
-async def test_an_engine_that_fails_to_close_harms_nobody(
+async def test_a_failing_close_does_not_affect_the_stream(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What the engine's ``finally`` raises is logged; the consumer has its items."""
@@ -305,7 +305,7 @@ def test_a_config_must_name_its_model(config: object, found: str) -> None:
 @pytest.mark.rows("E1")
 @pytest.mark.parametrize("wrong", ["4096", -5, 0.5, True, [1]], ids=repr)
 @pytest.mark.parametrize("name", ["context_length", "kv_cache_block_size", "bootstrap_port"])
-def test_a_number_of_a_config_is_a_whole_one(name: str, wrong: object) -> None:
+def test_numbers_in_a_config_must_be_integers(name: str, wrong: object) -> None:
     """The runtime would say what it can't convert, and mostly not where."""
     config = EngineConfig(model="m", **cast("dict[str, Any]", {name: wrong}))
     with pytest.raises(InvalidArgument, match=f"with {name} a whole number from 0, or None, got"):
@@ -315,7 +315,7 @@ def test_a_number_of_a_config_is_a_whole_one(name: str, wrong: object) -> None:
 
 @pytest.mark.rows("E1", "E2", "E5")
 @pytest.mark.parametrize("missing", ["start", "generate", "cleanup"])
-def test_an_engine_without_a_required_method_is_refused(missing: str) -> None:
+def test_an_engine_without_a_required_method_is_rejected(missing: str) -> None:
     """The message names the class and the method, before anything of the engine's is called."""
     methods = dict.fromkeys({"start", "generate", "cleanup"} - {missing}, print)
     bare: Any = type("Bare", (), methods)()
@@ -328,7 +328,7 @@ def test_an_engine_without_a_required_method_is_refused(missing: str) -> None:
 @pytest.mark.parametrize("answer", [None, 5, [token(1)], iter([token(1)]), "text"])
 @pytest.mark.parametrize("is_awaited", [False, True], ids=["plain", "awaited"])
 @virtual
-async def test_an_answer_that_is_no_stream_is_refused(answer: object, is_awaited: bool) -> None:
+async def test_generate_must_return_a_stream(answer: object, is_awaited: bool) -> None:
     """Anything else is refused; the message names the engine and what it gave."""
 
     async def later() -> object:
@@ -344,7 +344,7 @@ async def test_an_answer_that_is_no_stream_is_refused(answer: object, is_awaited
 
 @pytest.mark.rows("E5")
 @virtual
-async def test_what_is_optional_has_safe_defaults() -> None:
+async def test_optional_methods_have_safe_defaults() -> None:
     """An engine of two methods can be aborted, drained, asked, and cleaned up twice or unstarted."""
     engine = Minimal()
     await engine.abort(RequestContext())
@@ -357,7 +357,7 @@ async def test_what_is_optional_has_safe_defaults() -> None:
 
 @pytest.mark.rows("E5", "A7")
 @virtual
-async def test_an_engine_may_do_without_abort() -> None:
+async def test_an_engine_may_omit_abort() -> None:
     """An object that only has ``generate`` is served, and stopping its requests is no complaint."""
     context = RequestContext()
     with capture_logs() as logs:

@@ -268,7 +268,7 @@ def test_run_with_an_engine_that_fails(
         ("run", "--real", "--virtual"),
     ],
 )
-def test_bad_usage_ends_with_two(arguments: tuple[str, ...]) -> None:
+def test_bad_usage_exits_with_code_2(arguments: tuple[str, ...]) -> None:
     """What the parser can't make sense of ends with exit code 2."""
     assert usage_error(*arguments) == 2
 
@@ -327,7 +327,7 @@ sys.exit(rx_backend_cli.main())
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
 
 
-def test_the_process_ends_behind_the_runtime() -> None:
+def test_the_process_exits_despite_the_runtimes_threads() -> None:
     """It is not finalized, as the runtime's threads may be at work; what is registered has run."""
     code = """
 import atexit, sys, types
@@ -351,7 +351,7 @@ sys.exit(rx_backend_cli.main())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
-def test_a_report_that_can_not_be_written() -> None:
+def test_an_unwritable_report_is_an_error() -> None:
     """It is an error in one line, with no traceback when the interpreter exits."""
     command = [sys.executable, "-m", "rx_backend_cli", "conformance"]
     with Path("/dev/full").open("w") as full:
@@ -369,7 +369,7 @@ def test_a_report_that_can_not_be_written() -> None:
 @pytest.mark.parametrize(
     "command", [["run", "--limit", "2"], ["conformance", "rx_backend.engines:SampleEngine"]]
 )
-def test_a_reader_that_leaves(command: list[str]) -> None:
+def test_a_broken_pipe_is_silent(command: list[str]) -> None:
     """As `head` does when it has its line: the command ends in silence, as SIGPIPE ends others."""
     done = subprocess.Popen(
         [sys.executable, "-m", "rx_backend_cli", *command],

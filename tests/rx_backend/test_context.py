@@ -177,7 +177,7 @@ async def test_a_kill_is_also_a_stop() -> None:
 
 @pytest.mark.rows("C2")
 @virtual
-async def test_who_left_is_forgotten() -> None:
+async def test_disposed_listeners_are_forgotten() -> None:
     """A cancelled waiter, a disposed subscriber and an undone listener are neither called nor kept."""
     context = RequestContext()
     calls: list[bool] = []
@@ -206,7 +206,7 @@ async def test_who_left_is_forgotten() -> None:
     "methods", [["stop_generating"], ["kill"], ["stop_generating", "kill"] * 2]
 )
 @virtual
-async def test_signals_of_threads_are_heard_on_the_loop(methods: list[str]) -> None:
+async def test_signals_from_threads_arrive_on_the_loop(methods: list[str]) -> None:
     """Whichever threads signal, waiters and subscribers are called once, on their own loop."""
     context = RequestContext()
     threads: list[int] = []
@@ -267,7 +267,7 @@ async def test_a_subscriber_without_a_loop_is_called_on_the_requests() -> None:
 
 @pytest.mark.rows("C2")
 @virtual
-async def test_who_leaves_while_a_signal_is_on_its_way_is_not_called() -> None:
+async def test_a_listener_disposed_during_a_signal_is_not_called() -> None:
     """A thread has signalled, but the loop has not run since: the disposal still counts."""
     context = RequestContext()
     calls: list[str] = []
@@ -285,7 +285,7 @@ async def test_who_leaves_while_a_signal_is_on_its_way_is_not_called() -> None:
 
 @pytest.mark.rows("C1", "C3")
 @pytest.mark.parametrize("where", ["thread", "loop", "no loop"])
-def test_a_failing_listener_does_not_silence_the_others(where: str) -> None:
+def test_a_failing_listener_does_not_affect_others(where: str) -> None:
     """A listener's bug is logged; the others get the signal, and the caller is not disturbed."""
     context = RequestContext("r1")
 
@@ -333,7 +333,7 @@ def test_a_signal_after_the_loop_has_closed_is_harmless() -> None:
 
 @pytest.mark.rows("C4")
 @pytest.mark.parametrize("decode", [True, False])
-def test_the_first_token_is_noted_once_in_decode_mode(decode: bool) -> None:
+def test_the_first_token_is_recorded_once_in_decode_mode(decode: bool) -> None:
     """The notice is latched like the signals; a second one, and one in other modes, does nothing."""
     context = RequestContext()
     context.bind(None, decode=decode)
@@ -374,7 +374,7 @@ def test_a_child_has_the_signals_of_its_parent(
 
 
 @pytest.mark.rows("C1", "C4")
-def test_a_child_is_stopped_alone() -> None:
+def test_a_child_can_be_stopped_separately() -> None:
     """Neither its parent nor another child is stopped; the first-token notice is its own too."""
     context = RequestContext()
     context.bind(None, decode=True)
@@ -516,7 +516,7 @@ async def test_every_listener_is_called_once(
 @pytest.mark.rows("C3")
 @pytest.mark.parametrize("interrupt", INTERRUPTS[:2], ids=lambda method: method.__name__)
 @pytest.mark.parametrize("place", PLACES)
-def test_who_leaves_is_called_at_most_once(
+def test_a_disposed_listener_is_called_at_most_once(
     interrupt: Callable[[RequestContext], None], place: str
 ) -> None:
     """A disposal that a signal interrupts: called or not, but no other listener is forgotten."""
@@ -557,7 +557,7 @@ def test_a_child_made_during_a_kill_is_killed(place: str) -> None:
 
 @pytest.mark.rows("C1", "C3")
 @pytest.mark.parametrize("place", PLACES)
-def test_nobody_sees_the_stop_of_a_kill_without_the_kill(place: str) -> None:
+def test_a_kill_sets_stop_and_kill_together(place: str) -> None:
     """Looking, listening or making a child in the middle of a kill finds no mere stop."""
     at, has_come = 0, True
     while has_come:
@@ -639,7 +639,7 @@ def test_a_mode_is_its_span_value() -> None:
 
 @pytest.mark.rows("TY-mode")
 @pytest.mark.parametrize("value", ["", "Decode", "aggregated", "encode", None, 3, ["agg"]])
-def test_anything_else_is_refused_with_the_valid_values(value: object) -> None:
+def test_an_invalid_mode_is_rejected_with_the_valid_values(value: object) -> None:
     """A wrong mode is an InvalidArgument that names the parameter, the choices and the value."""
     with pytest.raises(InvalidArgument) as caught:
         DisaggregationMode.parse(value)  # pyright: ignore[reportArgumentType]

@@ -186,7 +186,7 @@ class FormedEngine(ScriptedEngine):
 @pytest.mark.rows("E2", "S1")
 @pytest.mark.parametrize("form", [iterable, ByHand])
 @virtual
-async def test_what_else_can_be_iterated(form: Form) -> None:
+async def test_any_async_iterator_is_accepted(form: Form) -> None:
     """It gives the same items and span."""
     served = await serve(FormedEngine(form, token(1), token(2), stop()))
     assert (served.tokens, served.finish_reason) == ([[1], [2], []], "stop")
@@ -382,7 +382,7 @@ class Talkative(AioEngine):
 
 @pytest.mark.rows("E2", "K1")
 @pytest.mark.parametrize("engine", [RxEngine, pytest.param(AioEngine, marks=NEEDS)])
-def test_the_conformance_kit_takes_them(engine: Callable[[], LLMEngine]) -> None:
+def test_the_conformance_kit_accepts_every_form(engine: Callable[[], LLMEngine]) -> None:
     """Engines written with either library keep every rule, and the kit says so."""
     report = run_conformance(engine)
     assert report.ok, report
@@ -390,7 +390,7 @@ def test_the_conformance_kit_takes_them(engine: Callable[[], LLMEngine]) -> None
 
 @pytest.mark.rows("E2", "K1", "S8")
 @NEEDS
-def test_the_conformance_kit_finds_what_they_break() -> None:
+def test_the_conformance_kit_checks_every_form() -> None:
     """An item after the terminal is reported of an AsyncObservable too."""
     report = run_conformance(Talkative)
     assert "ITEM_AFTER_TERMINAL" in [violation.rule.name for violation in report.violations]

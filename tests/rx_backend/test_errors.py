@@ -152,7 +152,7 @@ def test_an_untyped_exception_is_typed(
 
 @pytest.mark.rows("S6")
 @given(st.integers(0, 599))
-def test_an_http_error_goes_by_its_status(code: int) -> None:
+def test_an_http_error_is_typed_by_its_status(code: int) -> None:
     """Failures that may work elsewhere or later differ from a bad request; the rest is Unknown."""
     special = {
         408: ResponseTimeout,
@@ -175,7 +175,7 @@ def test_an_http_error_without_a_status_is_unknown() -> None:
 
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("interrupt", [asyncio.CancelledError, GeneratorExit, *INTERRUPTS])
-def test_what_is_no_exception_is_raised_again(interrupt: type[BaseException]) -> None:
+def test_an_interrupt_is_raised_again(interrupt: type[BaseException]) -> None:
     """Never turned into an error; an interrupt is no engine's failure either."""
     exc = interrupt()
     for convert in (as_backend_error, engine_failure)[: 1 + (interrupt in INTERRUPTS)]:
@@ -194,7 +194,7 @@ def test_what_is_no_exception_is_raised_again(interrupt: type[BaseException]) ->
     ],
     ids=repr,
 )
-def test_an_engine_that_cancels_itself_has_failed(exc: BaseException, message: str) -> None:
+def test_an_engine_that_cancels_itself_fails(exc: BaseException, message: str) -> None:
     """Where the puller was not cancelled, it is a failure like any other."""
     error = engine_failure(exc)
     assert (type(error), error.message, error.__cause__) == (Unknown, message, exc)
@@ -306,7 +306,7 @@ def test_pickling_and_copying_keep_a_subclass_with_its_own_arguments() -> None:
         assert (twin.tokens, str(twin)) == (9, str(error))
 
 
-def test_a_traceback_tells_the_whole_story() -> None:
+def test_a_traceback_shows_every_cause() -> None:
     """A logged error shows its text and where the original came from."""
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("boom")

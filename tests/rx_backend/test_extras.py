@@ -27,7 +27,7 @@ def a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("module", ["absent_thing", "absent_thing.part"])
-def test_a_missing_package_is_told_in_one_line(module: str) -> None:
+def test_a_missing_package_is_reported_in_one_line(module: str) -> None:
     """With the command that installs it."""
     with pytest.raises(ImportError) as caught:
         load(module)
@@ -35,7 +35,7 @@ def test_a_missing_package_is_told_in_one_line(module: str) -> None:
     assert str(caught.value) == told
 
 
-def test_a_module_that_another_version_lacks(a_thing: Path) -> None:
+def test_a_module_missing_from_another_version(a_thing: Path) -> None:
     """The extra's version has it."""
     with pytest.raises(ImportError, match=r"'rx-backend\[thing\]'"):
         load("a_thing.part")
@@ -45,14 +45,14 @@ def test_a_module_that_another_version_lacks(a_thing: Path) -> None:
     ("source", "told"),
     [("import absent", "No module named 'absent'"), ("raise ImportError('no libx')", "no libx")],
 )
-def test_a_broken_package_tells_why(a_thing: Path, source: str, told: str) -> None:
+def test_a_broken_package_raises_its_own_error(a_thing: Path, source: str, told: str) -> None:
     """Installing it again would not help."""
     (a_thing / "part.py").write_text(source)
     with pytest.raises(ImportError, match=rf"^{told}$"):
         load("a_thing.part")
 
 
-def test_a_package_that_is_there(a_thing: Path) -> None:
+def test_an_installed_package_is_imported(a_thing: Path) -> None:
     """Its module is returned, not the package around it."""
     (a_thing / "part.py").write_text("answer = 42")
     assert vars(load("a_thing.part"))["answer"] == 42

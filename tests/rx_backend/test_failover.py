@@ -107,7 +107,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
 
 
 @virtual
-async def test_a_request_is_resumed_time_and_again() -> None:
+async def test_a_request_is_resumed_repeatedly() -> None:
     """As often as the limit says, on one engine after the other, and then on the first again."""
     engines = Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True)
     served = await answer(FailoverEngine(*engines, limit=5))
@@ -210,7 +210,7 @@ async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
 
 
 @virtual
-async def test_a_prompt_of_embeddings_is_tried_anew_before_its_first_token() -> None:
+async def test_a_prompt_of_embeddings_is_retried_before_its_first_token() -> None:
     """As long as there is nothing to append, it is the same request."""
     spare = Mortal()
     served = await answer(FailoverEngine(Mortal(lives=0), spare), prompt_embeds="AAAA")
@@ -220,7 +220,7 @@ async def test_a_prompt_of_embeddings_is_tried_anew_before_its_first_token() -> 
 
 @pytest.mark.rows("T1")
 @virtual
-async def test_the_link_is_the_lost_workers() -> None:
+async def test_the_migration_link_names_the_lost_worker() -> None:
     """A worker that is remote says itself which span it was; one that an earlier one had is gone."""
     link = {"trace_id": "a" * 32, "span_id": "b" * 16}
     lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, Disconnected("gone"))
@@ -300,7 +300,7 @@ def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
 
 
 @virtual
-async def test_several_answers_are_never_taken_for_complete() -> None:
+async def test_several_answers_are_never_assumed_complete() -> None:
     """The end token of one is not the end of the other."""
     lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
     two = SamplingOptions(n=2)
@@ -354,7 +354,7 @@ async def test_cumulative_log_probabilities_continue() -> None:
     ],
 )
 @virtual
-async def test_details_of_the_prompt_are_those_of_the_clients(
+async def test_prompt_details_are_those_of_the_clients_prompt(
     told: PromptTokensDetails | None, shown: PromptTokensDetails | None
 ) -> None:
     """Its prompt has three tokens, and no more than those can be cached."""
@@ -374,7 +374,7 @@ async def test_details_of_the_prompt_are_those_of_the_clients(
 @pytest.mark.rows("A2", "A3", "A6", "E4")
 @pytest.mark.parametrize("signal", [RequestContext.stop_generating, RequestContext.kill])
 @virtual
-async def test_a_stop_reaches_the_engine_at_work(signal: Callable[[RequestContext], None]) -> None:
+async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext], None]) -> None:
     """The lost one is not aborted, the spare once, and its own end stands."""
     lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
     stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
@@ -393,7 +393,7 @@ async def test_a_stop_reaches_the_engine_at_work(signal: Callable[[RequestContex
 @pytest.mark.rows("A2", "A3", "A5")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
-async def test_a_stop_beside_the_ends(mode: str) -> None:
+async def test_a_stop_concurrent_with_an_end(mode: str) -> None:
     """Before the first pull, or in the turn of a drop, the engine is aborted all the same."""
     for pulls in (0, 1):
         engine, context, began = Mortal(), RequestContext("r1"), now()
@@ -476,7 +476,7 @@ async def test_in_decode_mode_the_spare_has_its_own_first_token(told_by: str) ->
 
 @pytest.mark.rows("A4", "C4")
 @virtual
-async def test_an_engines_notice_of_the_first_token_is_the_requests() -> None:
+async def test_an_engines_first_token_notification_reaches_the_request() -> None:
     """The request's own gate opens too, before any chunk."""
     context = RequestContext()
     engine = FailoverEngine(
@@ -491,7 +491,7 @@ async def test_an_engines_notice_of_the_first_token_is_the_requests() -> None:
 
 
 @virtual
-async def test_an_abort_alone_stops_the_engine_at_work() -> None:
+async def test_an_abort_without_a_stop_stops_the_active_engine() -> None:
     """Without an adapter the engine can be aborted directly; what has ended is not aborted."""
     lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
     engine = FailoverEngine(lost, spare)
@@ -532,7 +532,7 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     ids=["refused", "lost"],
 )
 @virtual
-async def test_what_is_read_again_is_counted(
+async def test_reprocessed_tokens_are_counted(
     lost: Mortal, budget: RetryBudget | None, read: int, wasted: dict[Any, int]
 ) -> None:
     """As tokens, and as wasted ones; a refused connection costs nothing."""
@@ -654,7 +654,7 @@ async def test_it_is_lost_when_all_engines_are() -> None:
 
 @pytest.mark.rows("E7")
 @virtual
-async def test_an_engine_that_is_lost_is_not_asked_any_more() -> None:
+async def test_a_lost_engine_gets_no_requests() -> None:
     """Once someone awaits `lost`, as a worker does; when all are lost the order is as before."""
     journal: list[str] = []
     engine = FailoverEngine(MayBeLost("a", journal, 5), MayBeLost("b", journal, 50))
@@ -688,7 +688,7 @@ class Duck:
 
 @pytest.mark.rows("E5")
 @virtual
-async def test_what_an_engine_need_not_have() -> None:
+async def test_optional_methods_may_be_missing() -> None:
     """Its defaults are taken."""
     engine = FailoverEngine(Duck())  # type: ignore[arg-type]
     assert await engine.is_quiescent()

@@ -109,7 +109,7 @@ async def test_the_second_engine_answers_first() -> None:
 @pytest.mark.rows("A2", "A3", "A4")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
-async def test_a_stop_in_a_race_is_for_both(mode: str) -> None:
+async def test_a_stop_during_a_race_stops_both(mode: str) -> None:
     """Each is aborted once at most: at once, or in decode mode at its own first token."""
     first, second, context = (
         ScriptedEngine(8, token(3), stop()),
@@ -207,7 +207,7 @@ async def test_a_stopped_request_is_not_hedged() -> None:
 
 @pytest.mark.rows("S4")
 @virtual
-async def test_a_first_engine_that_answers_in_time_is_left_alone() -> None:
+async def test_a_timely_first_engine_is_not_hedged() -> None:
     """No second one is asked, and each pull of the consumer is one."""
     first, second = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), stop()), Mortal()
     spans = Spans()
@@ -252,7 +252,7 @@ async def test_the_second_engine_wins_while_nobody_pulls() -> None:
 
 @pytest.mark.parametrize("loser", ["first", "second"])
 @virtual
-async def test_a_loser_that_is_slow_to_clean_up_holds_nothing_up(loser: str) -> None:
+async def test_a_slow_clean_up_of_the_loser_delays_nothing(loser: str) -> None:
     """The winner's chunks come when they are made; the close of the stream waits for both."""
     slow = ScriptedEngine(math.inf, closing=[60])
     fast = ScriptedEngine(2 if loser == "second" else 1, token(1), 1, token(2), stop())
@@ -266,7 +266,7 @@ async def test_a_loser_that_is_slow_to_clean_up_holds_nothing_up(loser: str) -> 
 
 @pytest.mark.rows("E6")
 @virtual
-async def test_chunks_that_wait_are_copies() -> None:
+async def test_waiting_chunks_are_copies() -> None:
     """An engine that uses a chunk again does not change one that was not handed out yet."""
 
     class Reusing(Mortal):
@@ -320,7 +320,7 @@ async def test_failures(
 
 @pytest.mark.rows("E3")
 @virtual
-async def test_an_answer_that_fails_leaves_the_others() -> None:
+async def test_a_failing_answer_does_not_affect_the_others() -> None:
     """Of several answers, one that begins with its error is an answer as any."""
     error = LLMEngineOutput(finish_reason=FinishReason.error("boom"), index=0)
     second = LLMEngineOutput(token_ids=[7], index=1)
@@ -333,7 +333,7 @@ async def test_an_answer_that_fails_leaves_the_others() -> None:
 
 
 @virtual
-async def test_a_second_engine_that_cannot_be_asked() -> None:
+async def test_a_second_engine_that_fails_at_set_up() -> None:
     """A set-up that fails is a failure as any other, and so is a result that is no stream."""
 
     class Useless(ScriptedEngine):
@@ -428,7 +428,7 @@ async def test_an_observable_is_a_stream_too() -> None:
 
 
 @virtual
-async def test_an_engine_that_was_queueing_says_so() -> None:
+async def test_queued_s_of_the_winner_is_reported() -> None:
     """The time of the winner, or of the engine at work, counts for the request."""
 
     def queue(context: RequestContext) -> None:
@@ -441,7 +441,7 @@ async def test_an_engine_that_was_queueing_says_so() -> None:
 
 
 @virtual
-async def test_when_the_budget_is_spent_no_second_engine_is_asked() -> None:
+async def test_without_budget_there_is_no_hedge() -> None:
     """The first one is waited for; requests fill the budget again."""
     fast, budget = Mortal(), RetryBudget(ratio=0.5, burst=1)
     engine = HedgedEngine(Mortal(delay_s=60), fast, after_s=1, budget=budget)
@@ -471,7 +471,7 @@ class Defiant(ScriptedEngine):
     ],
 )
 @virtual
-async def test_what_two_engines_read_is_counted(
+async def test_tokens_of_the_loser_are_counted_as_wasted(
     first: LLMEngine, after_s: float, counted: object, wasted: dict[Any, int]
 ) -> None:
     """The prompt counts once more, as wasted too; so do tokens that a loser makes in spite of all."""
@@ -485,7 +485,7 @@ async def test_what_two_engines_read_is_counted(
 
 
 @virtual
-async def test_an_abort_alone_stops_both() -> None:
+async def test_an_abort_without_a_stop_stops_both() -> None:
     """Without an adapter the engine can be aborted directly."""
     first, second, context = Mortal(delay_s=60), Mortal(delay_s=60), RequestContext("r1")
     engine = HedgedEngine(first, second, after_s=1)
@@ -723,7 +723,7 @@ COMBINED: dict[str, Callable[[list[Mortal]], LLMEngine]] = {
     drop_at=st.none() | st.integers(0, 14),
 )
 @example([1, None, None], [0, 0, 0], "failover", False, "agg", 2, None)
-def test_any_history(  # noqa: PLR0917
+def test_any_sequence_of_events(  # noqa: PLR0917
     lives: list[int | None],
     delays: list[float],
     combined: str,

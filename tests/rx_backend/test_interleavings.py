@@ -294,7 +294,7 @@ turns = st.lists(
 @example(DisaggregationMode.DECODE, [["pull"], ["stop"], ["close"], ["notify"]], None)
 @example(DisaggregationMode.DECODE, [["stop"], ["notify"], ["close"], ["notify"]], None)
 @example(DisaggregationMode.PREFILL, [["pull"], ["stop"], ["close"]], None)
-def test_any_interleaving_keeps_the_rows(
+def test_any_interleaving_keeps_the_rules(
     mode: DisaggregationMode, history: Sequence[Turn], place: str | None
 ) -> None:
     """Items, aborts and their times, the engine's end and the span are what the rows say."""

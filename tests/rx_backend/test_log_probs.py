@@ -56,7 +56,7 @@ def test_null_from_an_engine_or_a_runtime() -> None:
         ("top_logprobs", [[{"rank": 1, "token_id": 7}]], r"logprob: required, but missing"),
     ],
 )
-def test_what_is_no_log_probability_is_named(field: str, value: object, where: str) -> None:
+def test_an_invalid_log_probability_is_named(field: str, value: object, where: str) -> None:
     """Other values are refused by their place."""
     with pytest.raises(InvalidArgument, match=where):
         convert_output({"token_ids": [1], field: value})

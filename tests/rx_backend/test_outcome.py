@@ -347,7 +347,7 @@ ENDS: dict[str, list[Step]] = {
 @example([1, 1], "stop", [("items", "goodbye")], 3)
 @example([1, 1], "stop", [("items", "goodbye")], None)
 @example([0, 0], "stop", [("validate_chunks", "take_some(2)"), ("items", "failing_at(2)")], 2)
-def test_span_metrics_and_log_say_what_was_handed_out(
+def test_span_metrics_and_log_agree_on_the_outcome(
     sizes: list[int], end: str, added: list[tuple[str, str]], takes: int | None
 ) -> None:
     """Wherever operators end, cut or change the stream, and wherever its consumer leaves."""
@@ -368,7 +368,7 @@ CUTS: dict[str, tuple[AnyOperator, str]] = {
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("place", PHASES)
 @virtual
-async def test_an_operator_that_leaves_a_stream_without_end_is_named(place: str, cut: str) -> None:
+async def test_an_operator_that_ends_without_a_terminal_is_named(place: str, cut: str) -> None:
     """The consumer gets one error item that names it, and everything that is recorded says so."""
     for ahead, behind in product(([], [map_async(slowly)]), ([], [doubled()])):
         made, message = CUTS[cut]
@@ -414,7 +414,7 @@ async def test_tokens_of_an_engine_without_ids(place: str) -> None:
 
 @pytest.mark.rows("O2", "P6a")
 @virtual
-async def test_on_outcome_is_told_the_same_wherever_it_stands() -> None:
+async def test_on_outcome_gets_the_same_outcome_at_any_position() -> None:
     """A pipeline's outcome is one, whether its observer stands in front or behind what cuts."""
     for place in [*standard_pipeline.names, "items"]:
         seen: list[Any] = []
@@ -567,7 +567,7 @@ def together(how: str) -> Stage[Any, Any]:
 @pytest.mark.parametrize("place", ["trace_link", "items"])
 @pytest.mark.parametrize("taken", [1, 2])
 @virtual
-async def test_a_stream_that_is_lost_with_items_left(
+async def test_a_stream_collected_with_undelivered_items(
     spans: Spans, how: str, place: str, taken: int
 ) -> None:
     """The source is closed by then; the drop is recorded all the same."""
@@ -593,7 +593,7 @@ async def test_a_stream_that_is_lost_with_items_left(
 @pytest.mark.parametrize("place", ["trace_link", "items"])
 @pytest.mark.parametrize("taken", [0, 1])
 @virtual
-async def test_what_was_peeked_at_and_not_taken_is_not_handed_out(
+async def test_peeked_items_are_not_counted_as_delivered(
     spans: Spans, place: str, taken: int
 ) -> None:
     """A consumer that looks at the beginning and leaves was handed what it took after that."""
@@ -756,7 +756,7 @@ async def test_answers_that_an_operator_leaves_without_a_terminal_are_counted(pl
 
 @pytest.mark.rows("S9", "O2")
 @virtual
-async def test_an_operator_that_keeps_the_error_item(spans: Spans) -> None:
+async def test_an_operator_that_swallows_the_error_item(spans: Spans) -> None:
     """The client learns of it, and the engine's failure is the cause."""
     adapter = metered(ScriptedEngine(token(1), Disconnected("gone")), spans, Meters())
 

@@ -260,7 +260,7 @@ CHUNK_OPERATORS: list[Operator[Any, Any]] = [
 
 @pytest.mark.rows("O1")
 @pytest.mark.parametrize("misplaced", CHUNK_OPERATORS, ids=lambda each: each.name)
-def test_a_chunk_operator_among_the_items_is_refused(misplaced: Operator[Any, Any]) -> None:
+def test_a_chunk_operator_among_the_items_is_rejected(misplaced: Operator[Any, Any]) -> None:
     """By its name and place, and when the pipeline is made."""
     others: list[AnyOperator] = [ops.do_action(), only_items()]
     for place in range(3):
@@ -273,7 +273,7 @@ def test_a_chunk_operator_among_the_items_is_refused(misplaced: Operator[Any, An
 
 
 @pytest.mark.rows("O1")
-def test_an_item_operator_among_the_chunks_is_refused() -> None:
+def test_an_item_operator_among_the_chunks_is_rejected() -> None:
     """By its name and place, wherever among the standard operators, and without what makes items."""
     standard = standard_pipeline.chunks
     for place in range(len(standard) + 1):
@@ -291,7 +291,7 @@ def test_an_item_operator_among_the_chunks_is_refused() -> None:
 @pytest.mark.parametrize("added", [*CHUNK_OPERATORS, only_items()], ids=lambda each: each.name)
 @pytest.mark.parametrize("by", ["pipeline", "adapter", "adapter of a function"])
 @virtual
-async def test_with_operators_puts_each_where_it_works(added: Operator[Any, Any], by: str) -> None:
+async def test_with_operators_puts_each_into_its_phase(added: Operator[Any, Any], by: str) -> None:
     """One that takes chunks among the chunks, any other at the end; the request is served."""
     seen: list[object] = []
     watching: AnyOperator = ops.do_action(seen.append)
@@ -433,7 +433,7 @@ GIVING_UP: dict[str, tuple[Callable[[], AnyOperator], type[Exception], str]] = {
 @pytest.mark.parametrize("name", GIVING_UP)
 @pytest.mark.parametrize("place", PLACES)
 @virtual
-async def test_an_operator_that_gives_up_a_stream(name: str, place: str) -> None:
+async def test_a_deliberate_failure_is_not_logged(name: str, place: str) -> None:
     """Its error is an item in front of the mapping, and raised behind it; it is no bug to be logged."""
     make, kind, span_kind = GIVING_UP[name]
     spans, items = Spans(), list[Any]()
@@ -472,7 +472,7 @@ def flushing() -> Stage[Any, Any]:
 @pytest.mark.rows("O4", "S6")
 @pytest.mark.parametrize("name", [*RAISING, "flushing"])
 @virtual
-async def test_a_cancellation_of_an_operator_s_own_making(name: str) -> None:
+async def test_a_cancellation_raised_by_an_operator(name: str) -> None:
     """The client was not cancelled: it is a failure like any other, and the operator is named."""
     cancelled: Any = asyncio.CancelledError()
     made = flushing() if name == "flushing" else RAISING[name](cancelled)
@@ -499,7 +499,7 @@ async def test_an_interrupt_in_an_operator() -> None:
 @pytest.mark.rows("O4")
 @pytest.mark.parametrize("place", ["annotate_errors", "items"])
 @virtual
-async def test_a_failure_of_the_engine_is_no_operator_s(place: str) -> None:
+async def test_an_engine_failure_is_not_attributed_to_an_operator(place: str) -> None:
     """It passes operators of every kind, and no line says that one of them failed."""
     passing: AnyOperator = only_items() if place == "items" else only_chunks()
     pipeline = before(place, passing, ops.do_action(), map_async(itself))
@@ -600,7 +600,7 @@ HALF_CHUNKS = [SimpleNamespace(token_ids=[1]), SimpleNamespace(finish_reason=Non
 @pytest.mark.parametrize("name", SAYING)
 @pytest.mark.parametrize("value", [None, 5, {"token_ids": [1]}, *HALF_CHUNKS], ids=repr)
 @virtual
-async def test_what_may_not_be_handed_out(name: str, value: Any) -> None:
+async def test_an_invalid_item_of_an_operator_is_an_error(name: str, value: Any) -> None:
     """Nothing where an item is due, anywhere, and no chunk among the chunks: the operator is named."""
     places = ["until_terminal", "trace_link", "annotate_errors", *(["items"] if not value else [])]
     for place in places:
@@ -640,7 +640,7 @@ PASSING: list[AnyOperator] = [
 
 @pytest.mark.rows("O5", "S6", "O4")
 @virtual
-async def test_only_the_operator_at_fault_is_named() -> None:
+async def test_only_the_failing_operator_is_named() -> None:
     """However the value is handed out, and whatever operators pass it on or stand in front."""
     on_chunks = operator(takes="chunks")(inspect.unwrap(raising))
     lists: list[tuple[str, list[AnyOperator]]] = [

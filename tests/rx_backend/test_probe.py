@@ -67,7 +67,7 @@ async def test_a_probe_speaks_json() -> None:
     ],
 )
 @virtual
-async def test_a_payload_that_does_not_fit_names_the_field(payload: object, field: str) -> None:
+async def test_an_invalid_payload_names_the_field(payload: object, field: str) -> None:
     """The prober has a clear error, and the engine is not called."""
     engine = ScriptedEngine(stop())
     probe = JsonProbeAdapter(adapter_of(engine, spans=Spans()))

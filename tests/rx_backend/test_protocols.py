@@ -139,7 +139,7 @@ words = (
 
 @pytest.mark.rows("TY-finish")
 @given(words, st.none() | texts | st.integers())
-def test_any_other_word_is_a_good_end(word: str, stop_reason: str | int | None) -> None:
+def test_an_unknown_finish_reason_means_stop(word: str, stop_reason: str | int | None) -> None:
     """It means stop and is kept as the stop reason, unless the engine set one; tokens are kept."""
     assert FinishReason.parse(word) is FinishReason.STOP
     wire = {"token_ids": [1, 2], "finish_reason": word, "stop_reason": stop_reason}
@@ -155,7 +155,7 @@ def test_any_other_word_is_a_good_end(word: str, stop_reason: str | int | None) 
 
 @pytest.mark.rows("TY-finish")
 @given(finish_reasons, st.none() | texts)
-def test_a_known_word_leaves_the_stop_reason_alone(
+def test_a_known_finish_reason_keeps_the_stop_reason(
     reason: FinishReason, stop_reason: str | None
 ) -> None:
     """Only a word that would be lost is kept."""
@@ -164,7 +164,7 @@ def test_a_known_word_leaves_the_stop_reason_alone(
 
 
 @pytest.mark.rows("TY-finish")
-def test_a_word_that_is_an_enumeration_value_is_read() -> None:
+def test_an_enum_member_is_a_finish_reason() -> None:
     """Engines have enumerations of their own, whose members are text."""
 
     class Reason(str, Enum):  # noqa: UP042 - the text of its members is not their value
@@ -186,7 +186,7 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 
 @pytest.mark.rows("TY-finish")
-def test_an_unknown_word_is_logged_once(warned: dict[str, object]) -> None:
+def test_an_unknown_finish_reason_is_logged_once(warned: dict[str, object]) -> None:
     """From however many threads; an engine that makes up words fills neither the memory nor the log."""
     barrier = threading.Barrier(4, timeout=10)
 
@@ -219,7 +219,7 @@ def test_an_unknown_word_is_logged_once(warned: dict[str, object]) -> None:
     ],
     ids=repr,
 )
-def test_a_finish_reason_of_another_type_is_refused(given: Any) -> None:
+def test_a_finish_reason_of_another_type_is_rejected(given: Any) -> None:
     """It is an InvalidArgument that names the field, what was expected and what came."""
     message = refusal(FinishReason.parse, given)
     assert message.startswith('finish_reason: expected one of "eos", "stop"')
@@ -248,7 +248,7 @@ def test_a_finish_reason_is_immutable_and_a_value() -> None:
 
 
 @pytest.mark.parametrize("args", [("error",), ("stop", "m"), ("bogus",)])
-def test_a_finish_reason_that_makes_no_sense_is_refused(args: tuple[str, ...]) -> None:
+def test_an_invalid_finish_reason_is_rejected(args: tuple[str, ...]) -> None:
     """A message goes with errors alone, and there are six kinds."""
     with pytest.raises(InvalidArgument, match=r"^BackendInvalidArgument: finish_reason: "):
         FinishReason(*args)
@@ -326,7 +326,7 @@ def test_a_plain_dict_is_a_chunk(reason: FinishReason) -> None:
     assert convert_output(MappingProxyType(wire)) == expected
 
 
-def test_what_is_a_chunk_already_is_left_alone() -> None:
+def test_a_chunk_is_not_converted() -> None:
     """Conversion returns a chunk, and a request, as it is."""
     chunk, request = LLMEngineOutput.token(1), PreprocessedRequest(token_ids=[1])
     assert convert_output(chunk) is chunk
@@ -426,7 +426,7 @@ def test_a_request_survives_the_wire(request: PreprocessedRequest) -> None:
 
 
 @pytest.mark.rows("TY-request")
-def test_unknown_keys_of_a_request_survive_where_they_were() -> None:
+def test_unknown_keys_of_a_request_keep_their_place() -> None:
     """At the top and in every part that has options; none of them hides a known key."""
     unknown = {"x_later": [1], "unknown": {"a": None}}
     wire = to_builtins(
@@ -515,7 +515,7 @@ def test_a_malformed_request_names_the_field(wire: Any, message: str) -> None:
 
 
 @pytest.mark.rows("TY-annotated")
-def test_an_item_with_data_is_written_as_data_alone() -> None:
+def test_an_item_with_data_is_written_as_data_only() -> None:
     """What is not set is left out."""
     item = Annotated(LLMEngineOutput.token(7))
     assert not item.is_error

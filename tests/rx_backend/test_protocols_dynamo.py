@@ -113,7 +113,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 @given(request=requests())
 @settings(max_examples=40, deadline=None)
-def test_a_request_is_what_the_runtime_makes_of_it(
+def test_a_request_round_trips_through_the_runtime(
     runtime: Runtime, request: PreprocessedRequest
 ) -> None:
     """The runtime parses our request, and what it writes equals it, key by key."""
@@ -140,7 +140,7 @@ def test_the_runtime_rounds_fractions_and_we_keep_what_it_sends(runtime: Runtime
 
 @given(chunk=outputs())
 @settings(max_examples=60, deadline=None)
-def test_a_chunk_is_what_the_runtime_makes_of_it(runtime: Runtime, chunk: LLMEngineOutput) -> None:
+def test_a_chunk_round_trips_through_the_runtime(runtime: Runtime, chunk: LLMEngineOutput) -> None:
     """The runtime parses our chunk, and what its client gets equals it; a missing index is 0."""
     if chunk.index is None:
         chunk.index = 0
@@ -157,7 +157,7 @@ def test_a_chunk_is_what_the_runtime_makes_of_it(runtime: Runtime, chunk: LLMEng
         *("error: boom", "error: ", {"error": "boom"}, None),
     ],
 )
-def test_a_dict_of_an_engine_means_the_same_to_both(runtime: Runtime, reason: object) -> None:
+def test_an_engines_dict_means_the_same_to_the_runtime(runtime: Runtime, reason: object) -> None:
     """Every finish reason that the runtime reads, we read alike."""
     wire = {"token_ids": [5], "finish_reason": reason, "index": 0}
     assert runtime.chunk(wire) == to_builtins(convert_output(wire))
@@ -165,7 +165,9 @@ def test_a_dict_of_an_engine_means_the_same_to_both(runtime: Runtime, reason: ob
 
 @pytest.mark.rows("TY-finish")
 @pytest.mark.parametrize("word", ["tool_calls", "Stop", "max_tokens", "error:boom", ""])
-def test_a_word_that_the_runtime_refuses_is_one_that_it_takes(runtime: Runtime, word: str) -> None:
+def test_an_unknown_finish_reason_is_written_as_one_the_runtime_accepts(
+    runtime: Runtime, word: str
+) -> None:
     """What an engine calls its end in its own words reaches the runtime in the runtime's."""
     wire = {"token_ids": [5], "finish_reason": word, "index": 0}
     assert "error" in runtime.exchange(request={"token_ids": [1]}, chunks=[wire])
@@ -191,7 +193,9 @@ def test_a_word_that_the_runtime_refuses_is_one_that_it_takes(runtime: Runtime, 
         {"token_ids": [], "worker_trace_link": {"trace_id": "a"}},
     ],
 )
-def test_what_the_runtime_refuses_we_refuse(runtime: Runtime, wire: dict[str, Any]) -> None:
+def test_requests_that_the_runtime_rejects_are_rejected(
+    runtime: Runtime, wire: dict[str, Any]
+) -> None:
     """A malformed chunk fails here, by name of the field, before it fails there."""
     outcome = runtime.exchange(request={"token_ids": [1]}, chunks=[wire])
     assert outcome["error"]["text"].startswith("InvalidRequest: ")

@@ -240,7 +240,7 @@ async def test_a_span_lasts_as_long_as_its_stream(
 @pytest.mark.rows("P7", "P1")
 @pytest.mark.parametrize("has_caller", [True, False])
 @virtual
-async def test_the_callers_current_span_stays_as_it_is(has_caller: bool) -> None:
+async def test_the_callers_current_span_is_unchanged(has_caller: bool) -> None:
     """At no moment of a request is its span current for the caller or for another task."""
     spans = Spans()
     seen: list[object] = []
@@ -461,7 +461,7 @@ def identity_of(span: ReadableSpan) -> TraceLink:
 )
 @EVERY_MODE
 @virtual
-async def test_a_migrated_request_links_to_where_it_was(
+async def test_a_migrated_request_links_to_its_previous_worker(
     mode: DisaggregationMode, link: TraceLink | None, linked_to: list[str]
 ) -> None:
     """Its span names the earlier worker's span as it came, and links to it where that can be."""
@@ -508,7 +508,7 @@ LETTERS: dict[str, Callable[[], LLMEngineOutput]] = {
 )
 @pytest.mark.parametrize("form", [replace, to_builtins], ids=["chunk", "mapping"])
 @virtual
-async def test_what_is_stamped(
+async def test_the_trace_link_is_stamped(
     chunks: str, stamped: str, in_prefill: str, form: Callable[[LLMEngineOutput], Any]
 ) -> None:
     """The first chunk with tokens, over the engine's link; on a prefill worker the terminal too."""

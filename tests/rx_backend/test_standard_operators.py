@@ -139,7 +139,7 @@ async def test_coalesced_the_span_ends_when_the_terminal_is_handed_out(
 
 @pytest.mark.rows("F3")
 @virtual
-async def test_coalesced_gaps_are_the_engine_s(spans: Spans) -> None:
+async def test_coalesced_gaps_are_those_of_the_engine(spans: Spans) -> None:
     """Among the items it leaves the gaps between tokens to the engine, however the client lags."""
     engine = ScriptedEngine(*tokens_each(0.01, *range(9)), stop())
     adapter = adapter_of(engine, "agg", spans).with_operators(coalesce())
@@ -150,7 +150,7 @@ async def test_coalesced_gaps_are_the_engine_s(spans: Spans) -> None:
 @pytest.mark.rows("A2", "A3", "A6", "S3")
 @EVERY_PLACE
 @virtual
-async def test_a_stop_while_the_client_is_away(pipeline: Pipeline) -> None:
+async def test_a_stop_between_pulls(pipeline: Pipeline) -> None:
     """The engine is aborted at once, and once; its own terminal comes out behind what waits."""
     halt = asyncio.Event()
     engine = ScriptedEngine(
@@ -175,7 +175,7 @@ async def test_a_stop_while_the_client_is_away(pipeline: Pipeline) -> None:
 @pytest.mark.rows("A4")
 @EVERY_PLACE
 @virtual
-async def test_the_gate_opens_when_the_engine_gives_the_first_token(pipeline: Pipeline) -> None:
+async def test_the_gate_opens_when_the_engine_yields_the_first_token(pipeline: Pipeline) -> None:
     """A deferred abort does not wait for a client that is busy with the handshake."""
     engine = ScriptedEngine(LLMEngineOutput(), 3.0, *tokens_each(1.0, 1, 2), 100.0, stop())
     context = RequestContext()
@@ -289,7 +289,7 @@ async def test_how_a_drain_ends(case: str, traced: bool) -> None:
 
 @pytest.mark.rows("A5", "S7")
 @virtual
-async def test_one_too_many_is_dropped_as_without_a_drain() -> None:
+async def test_a_drop_beyond_the_limit_is_not_drained() -> None:
     """It is closed at its drop and not aborted, stopped or not."""
     async with Drains(limit=1, grace_s=0) as drains:
         engine = ScriptedEngine(5, token(1), 60)
@@ -305,7 +305,7 @@ async def test_one_too_many_is_dropped_as_without_a_drain() -> None:
 
 @pytest.mark.rows("A1", "S1", "S2", "P3", "T3")
 @virtual
-async def test_a_stream_that_is_not_dropped_is_as_ever() -> None:
+async def test_a_stream_that_is_not_dropped_is_unchanged() -> None:
     """Items, span and link are those of the standard pipeline, and nothing is left."""
     script = [1, HANDSHAKE, 1, token(1), 1, token(2), 1, stop()]
     async with Drains() as drains:
@@ -405,7 +405,7 @@ async def test_no_transfer_is_orphaned(
 @pytest.mark.rows("P5", "P7", "O2")
 @pytest.mark.parametrize("behind", ["deferred_abort", "record_span"])
 @virtual
-async def test_the_span_is_the_consumer_s_wherever_the_drain_stands(behind: str) -> None:
+async def test_the_span_has_the_consumers_outcome_at_any_position_of_the_drain(behind: str) -> None:
     """It ends with the drop, and says so: the consumer was handed nothing of what came later."""
     recorded = Spans()
     async with Drains(grace_s=4) as drains:
@@ -460,7 +460,7 @@ async def test_a_pipeline_that_annotates_nothing_fails_typed_too() -> None:
 @pytest.mark.rows("S1", "S4", "S7", "P3")
 @pytest.mark.parametrize("peeks", [1, 2])
 @virtual
-async def test_a_stream_that_works_is_as_before(peeks: int) -> None:
+async def test_a_working_stream_is_unchanged(peeks: int) -> None:
     """It hands out all items, pulls no further, and can be subscribed to; peeking twice is harmless."""
     spans, items = Spans(), list[Item]()
     engine = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), 1, stop())
@@ -501,7 +501,7 @@ async def test_a_request_of_one_chunk_is_complete(
 
 @pytest.mark.rows("A4", "S7")
 @virtual
-async def test_to_give_up_while_peeking_drains() -> None:
+async def test_cancelling_a_peek_drains() -> None:
     """A caller that waits no longer is a consumer that is gone before the first token."""
     async with Drains(grace_s=1) as drains:
         drain: AnyOperator = drain_until_first_token(drains=drains)
@@ -525,7 +525,7 @@ enforced = enforce_cancellation(3, LLMEngineOutput.cancelled)
 @pytest.mark.rows("S6", "P4", "A2", "A3", "A5")
 @pytest.mark.parametrize(("mode", "aborts"), [("agg", [5]), ("prefill", [5]), ("decode", [])])
 @virtual
-async def test_no_first_token(mode: str, aborts: list[float]) -> None:
+async def test_a_first_token_timeout(mode: str, aborts: list[float]) -> None:
     """An error item says which deadline; the engine is aborted as after any stop."""
     spans = Spans()
     engine = ScriptedEngine(HANDSHAKE, 100, stop())
@@ -551,7 +551,7 @@ async def test_no_first_token(mode: str, aborts: list[float]) -> None:
 @pytest.mark.rows("S6", "P4", "A2")
 @EVERY_MODE
 @virtual
-async def test_a_stall(mode: DisaggregationMode) -> None:
+async def test_an_idle_timeout(mode: DisaggregationMode) -> None:
     """After the first token every mode aborts once, also where a stop came before."""
     for stopped_s in (5, 2):
         began = now()
@@ -568,7 +568,7 @@ async def test_a_stall(mode: DisaggregationMode) -> None:
 
 @pytest.mark.rows("A2", "S7")
 @virtual
-async def test_the_whole_is_over_while_the_client_is_stalled() -> None:
+async def test_the_total_deadline_passes_between_pulls() -> None:
     """Abort and close come then; the client gets the error when it comes back."""
     engine = ScriptedEngine(token(1), token(2), stop())
     stream = await adapter_of(engine, pipeline=ahead(with_deadlines)).generate(request())
@@ -622,7 +622,7 @@ async def test_an_engine_that_ignores_a_stop(
 
 @pytest.mark.rows("A3", "S7")
 @virtual
-async def test_cut_off_while_the_client_is_stalled() -> None:
+async def test_an_engine_is_cut_off_between_pulls() -> None:
     """The engine is released in time; the client finds the terminal when it comes back."""
     engine = ScriptedEngine(token(1), 1, token(2), stop())
     context = RequestContext()
@@ -749,7 +749,7 @@ IN_FRONT = pytest.mark.parametrize("place", ["validate_chunks", "first_token"])
 @IN_FRONT
 @EVERY_MODE
 @virtual
-async def test_a_request_that_is_cut_ends_like_any_other(
+async def test_a_limited_request_ends_like_any_other(
     added: AnyOperator,
     tokens: list[list[int]],
     reason: FinishReason,

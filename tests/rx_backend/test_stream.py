@@ -349,7 +349,7 @@ async def test_stock_timers_run_on_the_streams_loop(
 
 @pytest.mark.rows("O6")
 @virtual
-async def test_a_scheduler_that_is_named_is_used() -> None:
+async def test_an_explicit_scheduler_is_used() -> None:
     """By each subscriber; a connectable and a single value stay what they are."""
     stream = await adapter_of(ScriptedEngine(1, token(1), stop())).generate(request())
     seen: list[abc.SchedulerBase | None] = []
@@ -407,7 +407,9 @@ DISPOSING: dict[str, Callable[[Dispose], object]] = {
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("where", DISPOSING)
 @pytest.mark.parametrize("piped", [False, True])
-def test_disposing_from_anywhere(where: str, debug: bool, piped: bool) -> None:
+def test_a_subscription_can_be_disposed_of_in_any_thread(
+    where: str, debug: bool, piped: bool
+) -> None:
     """From wherever it is disposed of, the loop is woken and the engine released."""
 
     async def main() -> None:
@@ -555,7 +557,7 @@ def test_engines_made_of_engines_are_closed_with_their_loop(
 
 @pytest.mark.rows("S7")
 @virtual
-async def test_a_release_is_not_left_out_where_its_task_is_cancelled_before_it_began(
+async def test_a_release_whose_task_is_cancelled_before_it_starts(
     leaks: LeakWatch,
 ) -> None:
     """As `asyncio.run` cancels all tasks, and so the one that was to close a lost stream."""
@@ -602,7 +604,7 @@ def test_a_stream_that_is_pulled_on_another_loop_fails(added: list[AnyOperator])
 
 
 @virtual
-async def test_what_a_stream_and_its_adapter_look_like() -> None:
+async def test_the_reprs_of_a_stream_and_its_adapter() -> None:
     engine = ScriptedEngine(token(1), stop())
     adapter = adapter_of(engine)
     assert repr(adapter) == f"EngineAdapter({engine!r}, 'agg', {adapter.pipeline!r})"

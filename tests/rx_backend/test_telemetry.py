@@ -101,7 +101,7 @@ def test_within_one_trace_the_caller_is_the_nearer_parent(spans: Spans) -> None:
     "header",
     ["", "nonsense", TRACEPARENT.replace("1", "0"), TRACEPARENT[:-10], f"zz{TRACEPARENT[2:]}"],
 )
-def test_a_malformed_traceparent_is_passed_over(spans: Spans, header: str) -> None:
+def test_a_malformed_traceparent_is_ignored(spans: Spans, header: str) -> None:
     """The caller's span is the parent then, as without a header."""
     with spans.tracer.start_as_current_span("caller") as caller:
         span = started(spans, RequestContext(trace_headers={"traceparent": header}))
@@ -180,7 +180,7 @@ YES, NO = ("1", "true", "TRUE", "on", "Yes", " yes "), ("0", "false", "off", "no
 
 @pytest.mark.rows("P8")
 @pytest.mark.parametrize("switch", [*YES, *NO, None])
-def test_what_decides_whether_to_record(
+def test_the_precedence_of_recording_switches(
     monkeypatch: pytest.MonkeyPatch, spans: Spans, unrecorded: Span, switch: str | None
 ) -> None:
     """An explicit choice, else the environment's in any case of letters, else the span."""

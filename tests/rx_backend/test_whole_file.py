@@ -24,7 +24,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("before", [None, b"before"])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_disk_that_is_full_leaves_what_was_there(
+def test_a_full_disk_keeps_the_existing_file(
     tmp_path: Path, writer: str, before: bytes | None
 ) -> None:
     """Neither half a file nor one beside it, of any file that the library replaces."""
@@ -36,7 +36,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(
     assert [each.read_bytes() for each in tmp_path.iterdir()] == ([before] if before else [])
 
 
-def test_an_interrupt_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_interrupt_keeps_the_existing_file(tmp_path: Path) -> None:
     """Until the end of the block the earlier file is read."""
     path = tmp_path / "figures"
     write_whole(path, b"before")
@@ -56,7 +56,7 @@ def test_an_interrupt_leaves_what_was_there(tmp_path: Path) -> None:
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"after"]
 
 
-def test_it_is_as_any_other_file(tmp_path: Path) -> None:
+def test_it_has_ordinary_permissions(tmp_path: Path) -> None:
     """Others may read it as far as the user lets them; a link leads to it still."""
     path, link, other = (tmp_path / name for name in ("file", "link", "other"))
     link.symlink_to(path)
@@ -67,7 +67,7 @@ def test_it_is_as_any_other_file(tmp_path: Path) -> None:
     assert path.stat().st_mode == other.stat().st_mode
 
 
-def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+def test_a_device_is_written_to_directly(tmp_path: Path) -> None:
     """A pipe keeps its place."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -80,7 +80,7 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     assert path.is_fifo()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """By the path that was given."""
     path = tmp_path / "none" / "figures"
     with pytest.raises(FileNotFoundError) as raised:

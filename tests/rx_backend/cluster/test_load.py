@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster("nats"), pytest.mark.needs("dynamo"), pytest.m
 SECONDS = 60.0
 
 
-def test_whoever_stays_gets_each_token_once(tmp_path: Path) -> None:
+def test_remaining_clients_get_each_token_once(tmp_path: Path) -> None:
     """Whatever is frozen, killed, restarted or full meanwhile; and nothing is left in a worker."""
     with ExitStack() as stack:
         load = Load(tmp_path, SECONDS, print)

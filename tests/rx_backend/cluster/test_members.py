@@ -60,7 +60,7 @@ def answer(client: OpenAI, letter: str = "c", begun: Callable[[], object] = list
     return found
 
 
-def test_two_share_the_load_and_one_leaves_unnoticed(tmp_path: Path) -> None:
+def test_two_workers_share_the_load_and_one_leaves(tmp_path: Path) -> None:
     """Those in flight end where they are, and those that come then are answered by the other."""
     with (
         serving_two(tmp_path) as (client, leaving, other),
@@ -84,7 +84,7 @@ def test_two_share_the_load_and_one_leaves_unnoticed(tmp_path: Path) -> None:
         assert [worker.count("waiting") for worker in workers] == [CLIENTS // 2] * 2
 
 
-def test_a_dead_worker_is_forgotten(tmp_path: Path, clusters: Clusters) -> None:
+def test_a_dead_worker_is_removed(tmp_path: Path, clusters: Clusters) -> None:
     """Requests are answered by the one that is left, and etcd drops the dead one by itself."""
     # How soon a frontend gives up on a silent worker, and etcd too.
     short = {"DYN_NATS_REQUEST_TIMEOUT_SECS": "1", "ETCD_LEASE_TTL": "3"}

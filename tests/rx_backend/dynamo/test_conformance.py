@@ -24,7 +24,7 @@ HERE = native_engines.__name__
 
 @pytest.mark.rows("K1", "E2", "E4", "S6")
 @pytest.mark.parametrize("engine", GOOD)
-def test_an_engine_of_dynamo_that_keeps_the_rules_passes(engine: type[Counting]) -> None:
+def test_a_correct_dynamo_engine_passes(engine: type[Counting]) -> None:
     """It is checked as it is, and behind its adapter; Dynamo's exceptions count as typed errors."""
     assert run_conformance(engine).ok, str(run_conformance(engine))
     report = run_conformance(lambda: from_dynamo_engine(engine()))
@@ -34,30 +34,28 @@ def test_an_engine_of_dynamo_that_keeps_the_rules_passes(engine: type[Counting])
 
 @pytest.mark.rows("K1")
 @pytest.mark.parametrize(("engine", "rule"), BROKEN)
-def test_the_rule_that_an_engine_of_dynamo_breaks_is_named(
-    engine: type[Counting], rule: Rule
-) -> None:
+def test_a_rule_broken_by_a_dynamo_engine_is_named(engine: type[Counting], rule: Rule) -> None:
     """An engine that breaks one rule is told exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
 
 
 @pytest.mark.rows("K1")
-def test_what_only_looks_like_one_is_named() -> None:
+def test_an_object_that_only_resembles_an_engine_is_named() -> None:
     """An engine without the methods of one is a violation, not a crash of the kit."""
     report = run_conformance(native_engines.NoStart)
     assert [violation.rule for violation in report.violations] == [Rule.START_FAILED]
     assert "NoStart has no method start" in str(report)
 
 
-def test_an_engine_of_ours_stays_what_it_is() -> None:
+def test_our_own_engine_is_returned_unchanged() -> None:
     """Also one that is ours by its methods alone."""
     for ours in (SampleEngine(), DuckEngine(), from_dynamo_engine(Counting())):
         assert from_any_engine(ours) is ours
 
 
 @pytest.mark.rows("K1")
-def test_the_command_takes_engines_of_dynamo(
+def test_the_command_accepts_dynamo_engines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their class, and by a function that makes one as Dynamo's programs do."""
@@ -69,7 +67,7 @@ def test_the_command_takes_engines_of_dynamo(
 
 
 @pytest.mark.timeout(90)
-def test_an_engine_of_dynamo_is_served_by_one_command(tmp_path: Path) -> None:
+def test_a_dynamo_engine_is_served_by_one_command(tmp_path: Path) -> None:
     """The official client gets its tokens from the frontend."""
     with serve(tmp_path, f"{HERE}:configured", "--frontend", "--grace-s", "0") as served:
         served.line("curl -N", START_S)

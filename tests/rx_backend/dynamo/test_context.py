@@ -18,7 +18,7 @@ pytestmark = NEEDS
 
 @pytest.mark.rows("C1", "C2")
 @real_time
-async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
+async def test_a_stop_by_the_runtime_sets_our_signal() -> None:
     """Whoever waits hears of it, the request's identity is the same, and no task is made for it."""
     theirs = new_context("r1", {"tenant": "t"})
     bridge = ContextBridge(theirs, decode=False)
@@ -35,7 +35,7 @@ async def test_a_stop_of_the_runtime_is_a_level_of_ours() -> None:
 
 @pytest.mark.rows("C1")
 @real_time
-async def test_what_was_signalled_before_counts() -> None:
+async def test_a_signal_before_the_bridge_counts() -> None:
     """A request that is stopped before we see it is stopped."""
     theirs = new_context()
     theirs.stop_generating()
@@ -59,7 +59,7 @@ async def test_a_closed_bridge_waits_for_nothing() -> None:
 
 
 @real_time
-async def test_a_refresh_takes_over_at_once() -> None:
+async def test_a_refresh_applies_pending_signals_at_once() -> None:
     """What the runtime has signalled counts before the loop has told anybody."""
     theirs = new_context()
     bridge = ContextBridge(theirs, decode=False)
@@ -97,7 +97,7 @@ class Waited(Real):
 
 @pytest.mark.rows("A6")
 @real_time
-async def test_a_signal_in_the_turn_of_the_close_comes_too_late() -> None:
+async def test_a_signal_in_the_iteration_of_the_close_is_ignored() -> None:
     """What the runtime was about to tell a bridge that has closed keeps nothing alive."""
     theirs = Waited()
     bridge = ContextBridge(theirs, decode=False)
@@ -124,7 +124,7 @@ class Freeing(Real):
 
 @pytest.mark.rows("A6")
 @real_time
-async def test_a_bridge_that_is_closed_by_its_own_question_asks_no_more() -> None:
+async def test_a_bridge_closed_during_a_poll_stops_polling() -> None:
     """A call into the runtime may free the very stream that the call is made for."""
     theirs = Freeing()
     bridge = theirs.bridge = ContextBridge(theirs, decode=False)
@@ -149,7 +149,7 @@ class Counted(Real):
 @pytest.mark.rows("C4")
 @pytest.mark.parametrize(("decode", "notices"), [(True, 1), (False, 0)])
 @real_time
-async def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, notices: int) -> None:
+async def test_a_decode_worker_reports_the_first_token_once(decode: bool, notices: int) -> None:
     """The runtime hears of our notice, and only where it means something."""
     theirs = Counted()
     bridge = ContextBridge(theirs, decode=decode)
@@ -160,7 +160,7 @@ async def test_the_first_token_is_told_once_by_a_decode_worker(decode: bool, not
 
 
 @real_time
-async def test_a_context_that_is_none_is_named() -> None:
+async def test_an_invalid_context_is_named() -> None:
     """A wrong argument is a typed error."""
     with pytest.raises(InvalidArgument, match=r"context: .* got dict"):
         ContextBridge({}, decode=False)

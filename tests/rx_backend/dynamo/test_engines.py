@@ -65,7 +65,7 @@ class NativeWithModel(Native):
 
 @pytest.mark.rows("E2", "E4", "A2")
 @virtual
-async def test_an_engine_of_dynamo_runs_unchanged() -> None:
+async def test_a_dynamo_engine_runs_unchanged() -> None:
     """It gets the runtime's dict and a context with methods, and hears a stop from our side."""
     native = Native()
     context = RequestContext("r1")
@@ -85,7 +85,7 @@ async def test_an_engine_of_dynamo_runs_unchanged() -> None:
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"ResponseTimeout"}))
 @virtual
-async def test_an_exception_of_dynamo_keeps_its_kind(kind: str) -> None:
+async def test_an_exception_of_a_dynamo_engine_keeps_its_kind(kind: str) -> None:
     """The error item has the kind that the engine raised."""
     engine = from_dynamo_engine(Native(kind))
     *_, item = await collect(await adapter_of(engine).generate(request()))
@@ -95,7 +95,7 @@ async def test_an_exception_of_dynamo_keeps_its_kind(kind: str) -> None:
 
 @pytest.mark.rows("E1", "E5")
 @virtual
-async def test_an_engine_of_dynamo_says_the_same_of_itself() -> None:
+async def test_a_dynamo_engines_config_is_converted() -> None:
     """Its config in our words; what it lacks has a safe answer; what is its own can be reached."""
     native = Native()
     engine = from_dynamo_engine(native)
@@ -119,7 +119,7 @@ async def test_an_engine_of_dynamo_says_the_same_of_itself() -> None:
 
 
 @virtual
-async def test_the_future_of_a_context_can_be_given_up() -> None:
+async def test_a_contexts_future_can_be_cancelled() -> None:
     """An engine that cancels its wait leaves nothing behind, and a later stop harms nobody."""
     ours = RequestContext("r1", trace_headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
     context = EngineContext(ours)
@@ -149,7 +149,7 @@ class Acting(Native):
 
 @pytest.mark.rows("A2", "E4")
 @virtual
-async def test_an_engine_of_dynamo_may_stop_its_own_request() -> None:
+async def test_a_dynamo_engine_may_stop_its_own_request() -> None:
     """Which is one abort, as of any other stop."""
     native, context = Acting(lambda context: context.stop_generating()), RequestContext("r1")
     await collect(await adapter_of(from_dynamo_engine(native)).generate(request(), context))
@@ -160,7 +160,7 @@ async def test_an_engine_of_dynamo_may_stop_its_own_request() -> None:
 @pytest.mark.rows("A4", "C4")
 @pytest.mark.parametrize("is_told", [True, False])
 @virtual
-async def test_an_engine_of_dynamo_may_tell_of_its_first_token(is_told: bool) -> None:
+async def test_a_dynamo_engine_may_notify_its_first_token(is_told: bool) -> None:
     """In decode mode that opens the gate for the abort, ahead of the chunk."""
     native = Acting(lambda context: context.notify_first_token() if is_told else None)
     context = RequestContext("r1")
@@ -177,7 +177,7 @@ async def test_an_engine_of_dynamo_may_tell_of_its_first_token(is_told: bool) ->
 
 
 @pytest.mark.rows("C1")
-def test_metadata_is_the_engines_own() -> None:
+def test_changes_of_metadata_stay_in_the_engine() -> None:
     """It may change it, also as a whole, and hand it on to a detached context; the client's stays."""
     ours = RequestContext("r1", {"tenant": "a"})
     context = EngineContext(ours)

@@ -84,7 +84,7 @@ WIRES = st.builds(wire_with, st.fixed_dictionaries({}, optional=FIELDS))
 @pytest.mark.rows("S1", "S2")
 @given(wires=st.lists(WIRES, max_size=12), flushes=st.sets(st.integers(0, 12)), merge=st.booleans())
 @real_time
-async def test_merged_or_not_each_answer_is_whole(
+async def test_each_answer_is_complete_merged_or_not(
     wires: list[dict[str, Any]], flushes: set[int], merge: bool
 ) -> None:
     """Tokens and text of each answer come in order, and what is no plain chunk stays as it is."""
@@ -115,7 +115,7 @@ async def test_merged_or_not_each_answer_is_whole(
 
 
 @real_time
-async def test_what_is_ready_in_one_turn_is_one_frame() -> None:
+async def test_items_ready_in_one_iteration_are_one_frame() -> None:
     """It waits for no longer than that turn."""
     client = Client()
     outlet = Outlet(client, merge=True)
@@ -129,7 +129,7 @@ async def test_what_is_ready_in_one_turn_is_one_frame() -> None:
 @pytest.mark.rows("S4")
 @pytest.mark.parametrize("size", [0, 2_000])
 @real_time
-async def test_a_client_that_reads_nothing_blocks_a_thread(size: int) -> None:
+async def test_a_client_that_does_not_read_blocks_only_a_thread(size: int) -> None:
     """The loop goes on, what waits is bounded, and all of it arrives when the client reads."""
     client = Client(room=100_000)
     outlet = Outlet(client, merge=False)
@@ -168,7 +168,7 @@ async def keep_sending(outlet: Outlet, *wires: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("surely", [True, False])
 @real_time
-async def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) -> None:
+async def test_a_disconnect_is_detected_at_the_next_item(surely: bool) -> None:
     """Whichever thread sends it; and again by each item after it."""
     client = Client()
     outlet = Outlet(client, merge=True)
@@ -185,7 +185,7 @@ async def test_a_client_that_has_left_is_noticed_by_the_next_item(surely: bool) 
 
 @pytest.mark.parametrize("surely", [True, False])
 @real_time
-async def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> None:
+async def test_an_item_that_can_not_be_encoded_fails_the_request(surely: bool) -> None:
     """What is sent after it, such as the error item, arrives."""
     client = Client()
     outlet = Outlet(client, merge=True)
@@ -200,7 +200,7 @@ async def test_what_can_not_be_encoded_is_a_failure_of_its_own(surely: bool) -> 
 
 
 @real_time
-async def test_what_came_behind_such_an_item_makes_way_for_the_error_item() -> None:
+async def test_items_after_an_unencodable_one_are_replaced_by_the_error() -> None:
     """It could not be encoded either, and would take the error item with it."""
     client = Client(room=150_000)
     outlet = Outlet(client, merge=True)
@@ -245,7 +245,7 @@ class Pouring(LLMEngine):
 @pytest.mark.parametrize("coalesce", [True, False])
 @NEEDS
 @real_time
-async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> None:
+async def test_a_client_that_never_reads_does_not_affect_others(coalesce: bool) -> None:
     """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
     engine = Pouring()
 
@@ -269,7 +269,7 @@ async def test_a_client_that_never_reads_disturbs_no_other(coalesce: bool) -> No
 
 @pytest.mark.rows("S2", "S7")
 @real_time
-async def test_one_item_after_another_is_sent_at_once() -> None:
+async def test_each_item_is_sent_at_once() -> None:
     """An item that the engine had to be waited for waits for no other one."""
     client, at = Client(), list[int]()
 
@@ -294,7 +294,7 @@ async def test_one_item_after_another_is_sent_at_once() -> None:
 
 @pytest.mark.rows("S6", "S7")
 @real_time
-async def test_what_can_not_be_encoded_of_a_killed_request_raises_nothing(
+async def test_an_unencodable_item_of_a_killed_request_is_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was still to be sent when the kill came: the stream ends, and is closed."""
@@ -317,7 +317,7 @@ async def test_what_can_not_be_encoded_of_a_killed_request_raises_nothing(
 
 
 @real_time
-async def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
+async def test_an_engine_that_never_waits_yields_to_other_tasks() -> None:
     """From its first items on."""
     client, seen = Client(), list[int]()
     handler = serving(EngineAdapter(Pouring()))
@@ -338,7 +338,7 @@ async def test_an_engine_that_never_waits_leaves_others_their_turn() -> None:
 
 
 @real_time
-async def test_a_request_that_has_come_begins_before_others_go_on(
+async def test_a_new_request_starts_before_others_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stream whose engine never waits gets not far ahead; one that is lost holds up none."""

@@ -263,7 +263,7 @@ MOMENTS = st.one_of(st.integers(0, TOKENS + 3), st.floats(0.0, TOKENS + 3.0))
         + [("lost", False), ("refused", True)]
     ),
 )
-def test_a_client_that_is_gone_leaves_nothing(
+def test_a_disconnected_client_leaks_nothing(
     kind: Callable[[], Chunks], at_s: float, set_up_s: float, read_s: float, way: tuple[str, bool]
 ) -> None:
     """Whatever the engine holds, and whatever the request waits for, and without the collector."""
@@ -342,7 +342,7 @@ def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
 @pytest.mark.rows("C4", "A4")
 @EITHER_WAY
 @virtual
-async def test_a_notice_lets_the_kill_of_a_decode_worker_through(pushed: bool) -> None:
+async def test_a_first_token_notification_releases_the_kill(pushed: bool) -> None:
     """An engine that tells of its first token without a chunk is closed then."""
 
     class Notifying(Engine):
@@ -367,7 +367,7 @@ async def test_a_notice_lets_the_kill_of_a_decode_worker_through(pushed: bool) -
 @pytest.mark.rows("S5", "S7")
 @EITHER_WAY
 @virtual
-async def test_a_set_up_that_swallows_the_kill_is_closed_behind_it(pushed: bool) -> None:
+async def test_a_set_up_that_swallows_the_kill_is_closed_afterwards(pushed: bool) -> None:
     """It ends when it likes, and its stream is never pulled; the request was over long before."""
 
     class Stubborn(Engine):
@@ -412,7 +412,7 @@ async def test_a_cancelled_pull_stays_cancelled(pushed: bool) -> None:
 
 @pytest.mark.rows("A2", "S7")
 @virtual
-async def test_a_lost_stream_takes_over_the_last_signal() -> None:
+async def test_a_collected_stream_applies_the_last_signal() -> None:
     """The runtime may let go of it before its signal arrives, and the engine is aborted all the same."""
     engine, context = Engine(in_timeout), RuntimeContext()
     held: list[Any] = [serving(EngineAdapter(engine))(REQUEST, context)]
@@ -424,7 +424,7 @@ async def test_a_lost_stream_takes_over_the_last_signal() -> None:
     assert all(waiter.cancelled() for waiter in context.waiters)
 
 
-def test_a_stream_that_a_thread_loses_is_closed_on_its_loop() -> None:
+def test_a_stream_collected_in_a_thread_is_closed_on_its_loop() -> None:
     """The runtime's threads let go of streams; an idle loop wakes up for that."""
 
     async def main() -> None:
@@ -481,7 +481,7 @@ async def test_everything_is_released_when_the_client_sees_the_end(
 
 @EITHER_WAY
 @virtual
-async def test_a_request_that_is_refused_raises(pushed: bool) -> None:
+async def test_a_rejected_request_raises(pushed: bool) -> None:
     """The runtime answers with that error, so the stream is not ended as a whole one."""
     seen: list[dict[str, Any]] = []
     gate = RequestGate(lambda: ConnectionError("shutting down"))
@@ -502,7 +502,7 @@ TEXTS = st.text(st.characters(codec=None, exclude_categories=())) | st.text("\ud
 @pytest.mark.rows("S2")
 @given(text=TEXTS, last=st.booleans())
 @virtual
-async def test_text_that_no_byte_stands_for_is_replaced(text: str, last: bool) -> None:
+async def test_text_that_can_not_be_encoded_is_replaced(text: str, last: bool) -> None:
     """A surrogate alone becomes U+FFFD, wherever it stands; all other text is as it was."""
     chunk = LLMEngineOutput([1], text=text, tokens=[text])
     if last:

@@ -68,7 +68,7 @@ class Endless(LLMEngine):
 
 @pytest.mark.rows("S1", "S2")
 @EITHER_WAY
-def test_a_stream_arrives_as_the_engine_gave_it(pushed: bool, spans: Spans) -> None:
+def test_a_stream_arrives_unchanged(pushed: bool, spans: Spans) -> None:
     """Tokens, order, finish reason and the trace stamp; the engine sees id and metadata."""
     seen: list[RequestContext] = []
     engine = ScriptedEngine(seen.append, *map(token, range(5)), stop())
@@ -94,7 +94,7 @@ def test_a_stream_arrives_as_the_engine_gave_it(pushed: bool, spans: Spans) -> N
 
 
 @real_time
-async def test_what_waits_goes_out_as_one_chunk() -> None:
+async def test_waiting_chunks_are_sent_as_one() -> None:
     """The first token comes alone, the rest in far fewer crossings, and none is lost."""
     engine = ScriptedEngine(*map(token, range(2_000)), stop())
     async with cluster() as joined:
@@ -125,7 +125,7 @@ async def test_an_error_reaches_the_client_with_its_kind(kind: str, pushed: bool
 
 @pytest.mark.rows("S5")
 @real_time
-async def test_a_bad_request_is_answered_and_the_worker_stays() -> None:
+async def test_a_bad_request_gets_an_error_and_the_worker_survives() -> None:
     """What does not fit is named, a failed set-up has its kind, and the next request is served."""
     engine = ScriptedEngine(token(1), stop())
     broken = ScriptedEngine(setup=[ValueError("too long")])
@@ -168,7 +168,7 @@ async def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, push
 
 @pytest.mark.rows("S5")
 @real_time
-async def test_a_prompt_longer_than_the_context_is_refused() -> None:
+async def test_a_prompt_longer_than_the_context_is_rejected() -> None:
     """One that just fits is served, and a health check's length is the engine's own affair."""
     engine = ScriptedEngine(token(1), stop())
     async with cluster() as joined:
@@ -224,7 +224,7 @@ async def read_and_drop(client: Any, tokens: int, id: str) -> None:
 @pytest.mark.rows("A2", "S7")
 @pytest.mark.parametrize("leave", [read_and_stop, read_and_drop])
 @EITHER_WAY
-def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans) -> None:
+def test_a_disconnect_is_one_abort(leave: Any, pushed: bool, spans: Spans) -> None:
     """Of many clients that go at different moments each makes one abort, and nothing stays."""
     engine = Endless()
     ids = [f"r{number}" for number in range(24)]
@@ -248,7 +248,7 @@ def test_a_client_that_goes_is_one_abort(leave: Any, pushed: bool, spans: Spans)
 
 @pytest.mark.rows("A2", "S7")
 @real_time
-async def test_a_client_that_is_killed_is_one_abort() -> None:
+async def test_a_kill_is_one_abort() -> None:
     """A process that dies in the middle of a stream is heard of without polling."""
     engine = Endless()
     async with cluster() as joined:
@@ -265,7 +265,7 @@ async def test_a_client_that_is_killed_is_one_abort() -> None:
 
 @pytest.mark.rows("A6", "S3")
 @real_time
-async def test_a_stop_from_our_side_keeps_the_engines_terminal() -> None:
+async def test_a_stop_by_the_worker_keeps_the_engines_terminal() -> None:
     """The client gets the ``cancelled`` terminal, where the runtime would have cut it off."""
     engine = ScriptedEngine(
         token(1), RequestContext.stop_generating, token(2), LLMEngineOutput.cancelled()

@@ -15,7 +15,7 @@ from rx_backend.engines.vllm import VllmEngine
 @pytest.mark.parametrize(
     ("engine", "package"), [(TransformersEngine, "transformers"), (VllmEngine, "vllm")]
 )
-def test_a_missing_package_is_told_of(
+def test_a_missing_package_is_reported(
     monkeypatch: pytest.MonkeyPatch, engine: type[TransformersEngine | VllmEngine], package: str
 ) -> None:
     """With what to install; importing the engine's module needs nothing."""
@@ -24,14 +24,14 @@ def test_a_missing_package_is_told_of(
         engine("model")
 
 
-def test_a_missing_llama_cpp_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_llama_cpp_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same way."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ImportError, match=r"xllamacpp: .*'rx-backend\[engine-llama-cpp\]'"):
         LlamaCppEngine("model.gguf")
 
 
-def test_an_old_package_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version that is needed."""
     old = ModuleType("transformers")
     old.__dict__["__version__"] = "4.57.1"

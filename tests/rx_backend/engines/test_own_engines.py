@@ -215,7 +215,7 @@ async def test_drop_closes_the_iterator() -> None:
 
 @pytest.mark.rows("S5")
 @real_time
-async def test_error_behind_the_chunks() -> None:
+async def test_an_error_comes_after_the_chunks() -> None:
     """What was made before an error arrives before it; the error is the iterator's own."""
 
     def failing() -> Iterator[LLMEngineOutput]:
@@ -229,7 +229,7 @@ async def test_error_behind_the_chunks() -> None:
 
 
 @real_time
-async def test_an_iterator_that_exits_ends_its_request_alone() -> None:
+async def test_an_iterator_that_exits_ends_only_its_request() -> None:
     """In the event loop `SystemExit` would end the process."""
 
     def leaving() -> Iterator[LLMEngineOutput]:
@@ -284,7 +284,7 @@ async def test_inbox_of_several_threads() -> None:
 
 @pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
 @real_time
-async def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException) -> None:
+async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException) -> None:
     """A thread may hand on whatever it ended with; in the event loop it would end the process."""
     with ThreadInbox(REQUEST, RequestContext()) as inbox:
         threading.Thread(target=inbox.end, args=(leaving,)).start()
@@ -327,7 +327,7 @@ async def test_put_in_the_event_loop_never_blocks_it() -> None:
     "wrong", [3, None, "text", LLMEngineOutput(cast("Any", 5)), {"token_ids": "a"}]
 )
 @real_time
-async def test_what_is_no_chunk_is_for_the_adapter_to_refuse(wrong: Any) -> None:
+async def test_non_chunks_are_left_to_the_adapter(wrong: Any) -> None:
     """It is handed on as it is, like a mapping of a chunk's shape, and named there."""
     made = [LLMEngineOutput.token(1), {"token_ids": [2]}, wrong]
 
@@ -352,7 +352,7 @@ def test_end_after_the_loop_is_closed() -> None:
 
 @pytest.mark.parametrize("ahead", [0, -1, 1.5, True])
 @real_time
-async def test_bad_ahead(ahead: Any) -> None:
+async def test_an_invalid_max_ahead_is_rejected(ahead: Any) -> None:
     """The message names the argument."""
     with pytest.raises(InvalidArgument, match="max_ahead"):
         ThreadInbox(REQUEST, RequestContext(), max_ahead=ahead)
@@ -405,7 +405,7 @@ def waits_for(name: str) -> object:
 @pytest.mark.parametrize("name", ["admit", "step", "release"])
 @pytest.mark.parametrize("kind", ["missing", "async", "class"])
 @real_time
-async def test_a_scheduler_that_the_thread_can_not_call(name: str, kind: str) -> None:
+async def test_an_invalid_scheduler_is_rejected(name: str, kind: str) -> None:
     """It is refused at once: its requests would wait for ever."""
     methods = dict.fromkeys({"admit", "step", "release"} - {name}, print)
     wrong = {"missing": type("Bare", (), methods)(), "async": waits_for(name), "class": Counting}
@@ -426,7 +426,7 @@ def answer(number: int) -> list[tuple[list[int], str]]:
 
 @pytest.mark.rows("E1", "E3")
 @real_time
-async def test_more_streams_than_places() -> None:
+async def test_more_streams_than_slots() -> None:
     """Each gets its own tokens; never more than the batch's size are stepped."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=3)
@@ -439,7 +439,7 @@ async def test_more_streams_than_places() -> None:
 
 
 @real_time
-async def test_the_slow_wait_alone() -> None:
+async def test_a_slow_consumer_pauses_only_its_sequence() -> None:
     """A consumer that does not read holds back its own sequence, and gets all of it later."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2, max_ahead=4)
@@ -454,7 +454,7 @@ async def test_the_slow_wait_alone() -> None:
 
 
 @real_time
-async def test_the_batch_sleeps_behind_the_slow() -> None:
+async def test_the_batch_waits_when_every_consumer_is_slow() -> None:
     """With nobody to step the thread waits; a read wakes it."""
     steps = StepThread(Counting(), max_sequences=2, max_ahead=1)
     streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
@@ -469,7 +469,7 @@ async def test_the_batch_sleeps_behind_the_slow() -> None:
 
 @pytest.mark.rows("E4")
 @real_time
-async def test_stop_and_drop_free_the_place() -> None:
+async def test_stop_and_drop_free_the_slot() -> None:
     """Who waits behind a stopped and a dropped request gets its place at the next step."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2)
@@ -507,7 +507,7 @@ class StopsItself(RequestContext):
 
 @pytest.mark.rows("E4")
 @real_time
-async def test_whenever_a_stop_comes_the_place_is_freed_once() -> None:
+async def test_a_stop_at_any_time_frees_the_slot_once() -> None:
     """Also in the middle of what the thread does between two steps."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2)
@@ -575,7 +575,7 @@ async def test_decode_mode_stops_after_the_first_token() -> None:
 
 @pytest.mark.rows("S5")
 @real_time
-async def test_errors_end_whom_they_concern() -> None:
+async def test_errors_end_only_the_sequences_concerned() -> None:
     """An error of `admit` ends its own request; one of `step` ends those in the step."""
 
     class Failing(Counting):

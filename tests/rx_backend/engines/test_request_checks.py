@@ -32,7 +32,7 @@ def _request(**fields: Any) -> PreprocessedRequest:
         ([1, True], "must be int, got bool, int"),
     ],
 )
-def test_prompts_that_no_model_can_take(token_ids: list[int], told: str) -> None:
+def test_invalid_prompts_are_rejected(token_ids: list[int], told: str) -> None:
     """Empty, without room for a token, with ids out of range: the message has the number."""
     with pytest.raises(InvalidArgument, match=told) as caught:
         check_prompt(_request(token_ids=token_ids), context_length=8, vocab_size=10)
@@ -110,7 +110,7 @@ def test_options_that_change_nothing_are_accepted() -> None:
         ({"multi_modal_data": {"image_url": []}}, ["multi_modal_data"]),
     ],
 )
-def test_options_that_are_not_honoured(fields: dict[str, Any], named: list[str]) -> None:
+def test_unsupported_options_are_rejected(fields: dict[str, Any], named: list[str]) -> None:
     """Each is named; with all of them honoured the request passes."""
     request = _request(**fields)
     with pytest.raises(InvalidArgument) as caught:

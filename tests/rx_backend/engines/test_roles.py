@@ -31,7 +31,7 @@ both = pytest.mark.parametrize("make", [SampleEngine, SimulatedEngine])
 
 @both
 @pytest.mark.rows("E3")
-def test_several_answers_are_refused_at_once(make: Make) -> None:
+def test_several_answers_are_rejected_at_once(make: Make) -> None:
     """They make one, and the client must not wait for the others."""
     asked = replace(request(), sampling_options=SamplingOptions(n=2))
     with pytest.raises(InvalidArgument, match=r"sampling_options.n: expected 1, got 2"):
@@ -43,7 +43,7 @@ def test_several_answers_are_refused_at_once(make: Make) -> None:
 
 @both
 @pytest.mark.rows("E3")
-def test_tokens_come_as_asked_and_the_last_is_the_terminal(make: Make) -> None:
+def test_the_requested_tokens_come_and_the_last_is_the_terminal(make: Make) -> None:
     """
     A stream has exactly the tokens asked for, one a chunk; the last carries reason and usage.
 
@@ -60,7 +60,7 @@ def test_tokens_come_as_asked_and_the_last_is_the_terminal(make: Make) -> None:
 
 @both
 @pytest.mark.rows("S5")
-def test_zero_tokens_are_refused_at_once(make: Make) -> None:
+def test_zero_tokens_are_rejected_at_once(make: Make) -> None:
     """A request for no tokens fails in the set-up; the message names the field."""
     with pytest.raises(
         InvalidArgument, match=r"stop_conditions\.max_tokens: expected .*, 1 or more"
@@ -97,7 +97,9 @@ async def test_prefill_then_decode_gives_the_tokens_of_an_aggregated_run(make: M
         ({"engine": "same"}, r"prompt_tokens is None"),
     ],
 )
-def test_decode_refuses_what_no_prefill_made(make: Make, handoff: object, complaint: str) -> None:
+def test_decode_rejects_a_foreign_prefill_result(
+    make: Make, handoff: object, complaint: str
+) -> None:
     """A hand-off that is missing or of another engine or prompt fails the set-up, by its name."""
     if isinstance(handoff, Mapping):
         given = cast("Mapping[str, object]", handoff)

@@ -18,7 +18,7 @@ from tests.engines import real_time, virtual
 from tests.rx_backend.engines.driving import Seen, chunks_of, consume, open_stream, request
 
 
-def test_a_lone_request_takes_the_time_that_the_model_says() -> None:
+def test_a_single_request_takes_the_modelled_time() -> None:
     """TTFT is a step with the prompt in it, each later gap a step with one sequence in it."""
     engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=1, prefill_ms_per_token=0.5)
     seen = run_virtual(consume(engine, request(prompt=100, tokens=4)))
@@ -61,7 +61,7 @@ async def test_ttft_grows_with_load_when_the_batch_is_full() -> None:
     assert [round(one.ttft_ms) for one in seen] == [10, 10, 60, 60, 110, 110]
 
 
-def test_a_long_prompt_disturbs_decoding_less_in_small_chunks() -> None:
+def test_smaller_prefill_chunks_disturb_decoding_less() -> None:
     """With a small chunk the running request's gaps stay short; the prompt waits longer instead."""
 
     async def worst_gap(chunk: int) -> tuple[float, float]:
@@ -94,7 +94,7 @@ async def test_prompts_share_a_step_oldest_first() -> None:
 
 
 @virtual
-async def test_kv_cache_limits_what_runs_together() -> None:
+async def test_the_kv_cache_limits_concurrency() -> None:
     """A request waits until the cache has room for its prompt and output, and gives it back."""
     engine = SimulatedEngine(
         step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0, kv_tokens=100
@@ -116,7 +116,7 @@ async def test_kv_cache_limits_what_runs_together() -> None:
 @pytest.mark.parametrize("how", ["stop", "abort", "close", "cancel", "forget"])
 @pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding"])
 @virtual
-async def test_whoever_leaves_frees_the_slot_at_the_next_step(how: str, phase: str) -> None:
+async def test_a_disconnect_frees_the_slot_at_the_next_step(how: str, phase: str) -> None:
     """However a request ends early, and wherever it was, the next one has its slot a step later."""
     loop = asyncio.get_running_loop()
     engine = SimulatedEngine(
@@ -212,7 +212,7 @@ async def test_tokens_made_before_a_stop_are_delivered_before_the_terminal() -> 
 
 
 @virtual
-async def test_one_task_however_many_requests_and_none_when_idle() -> None:
+async def test_one_task_for_all_requests_and_none_when_idle() -> None:
     """The engine has a single task while there is work, outside of any request's context."""
     marker = contextvars.ContextVar("marker", default="engine")
     marker.set("request")
@@ -285,7 +285,7 @@ def test_an_engine_serves_one_loop_after_another() -> None:
 
 @pytest.mark.rows("E3")
 @virtual
-async def test_a_broken_context_fails_the_streams_and_not_silently() -> None:
+async def test_a_broken_context_fails_the_streams() -> None:
     """When the scheduler itself fails, every stream ends with a typed error."""
 
     class Broken(RequestContext):

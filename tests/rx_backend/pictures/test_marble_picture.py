@@ -41,7 +41,7 @@ def row_of(items: list[Any], *, start: int = 0, every: int = 1) -> MarbleRow:
     return MarbleRow("source", "source", tuple(events))
 
 
-def test_what_happens_at_the_same_time_stands_below_each_other() -> None:
+def test_simultaneous_events_are_aligned() -> None:
     """One time axis for all rows, evenly spaced, from the source down to the result."""
     figure = MarbleRun("-a-b-c-|").pipe(ops.map(str.upper)).figure()
     sources = [
@@ -80,14 +80,14 @@ def test_ends_drops_and_errors_have_marks() -> None:
     assert line.x1 == pytest.approx(end[0], abs=0.05)
 
 
-def test_an_end_stands_behind_what_comes_in_the_same_moment() -> None:
+def test_an_end_is_drawn_after_simultaneous_items() -> None:
     """Also behind an item that is wide."""
     figure = MarbleRun("-(T|)", values=CHUNKS).pipe(ops.map(lambda item: item)).figure()
     assert box(figure, find(figure, "result 1 box stop")).x1 < middle(figure, "result 1 end")[0]
 
 
 @pytest.mark.rows("F1")
-def test_chunks_show_what_is_in_them() -> None:
+def test_chunks_show_their_content() -> None:
     """Token ids or else the text, a finish reason, nothing for a handshake; corners for envelopes."""
     run = MarbleRun("-h-1-2-(T|)", values=CHUNKS)
     abort = run.effect("abort")
@@ -209,7 +209,7 @@ def rows() -> st.SearchStrategy[list[MarbleRow]]:
     st.sampled_from(["", "map", "a_rather_long_name  →  another " * 9]),
     st.integers(50, 300),
 )
-def test_nothing_is_drawn_over_anything_else(shown: list[MarbleRow], title: str, dpi: int) -> None:
+def test_nothing_overlaps(shown: list[MarbleRow], title: str, dpi: int) -> None:
     """Whatever happens, for how long, and however sharp: all can be read, and items stand apart."""
     figure = MarblePicture(shown, title=title).figure()
     assert unreadable(figure, dpi) == []

@@ -53,7 +53,7 @@ def test_pipe_and_fuse_show_the_same() -> None:
 
 
 @pytest.mark.parametrize("item", [None, False, 0, "", ()], ids=repr)
-def test_an_item_that_is_nothing_is_an_item(item: object) -> None:
+def test_none_is_an_item(item: object) -> None:
     """It is shown by its text; only a call without an item, which is no item, is a ``!``."""
     picture = MarbleRun("-a-b|").pipe(ops.map(lambda _: item))
     assert repr(picture).splitlines()[:2] == ["source  -a-b|", "result  -A-A|"]
@@ -89,7 +89,7 @@ def test_inputs_and_effects_have_rows() -> None:
 
 
 @pytest.mark.parametrize("life", ["pipe", "fuse"])
-def test_rows_end_where_they_are_left(life: str) -> None:
+def test_rows_end_where_they_are_disposed_of(life: str) -> None:
     """A drop closes the source; a run that ends leaves no mark; an error is where it comes."""
     upper = ops.map(str.upper)
     dropped = getattr(MarbleRun("-a-b-c-|"), life)(upper, drop="----!")
@@ -124,7 +124,7 @@ def test_a_slow_consumer_slows_its_source() -> None:
     assert frames == [[1, 3, 5, 7, 7], [1, 6, 11, 16]]
 
 
-def test_rows_are_told_apart_in_text() -> None:
+def test_rows_are_distinguishable_in_text() -> None:
     """Without operators the source stands alone; an item without a letter is assigned one."""
     assert repr(MarbleRun("-a-|").pipe()) == "source  -a-|"
     paired = MarbleRun("-A-b-|").pipe(ops.pairwise())

@@ -110,7 +110,7 @@ def test_groups_share_a_clock() -> None:
 
 
 @pytest.mark.parametrize("odd", [math.inf, math.nan])
-def test_a_time_that_has_no_place_is_refused(odd: float) -> None:
+def test_an_invalid_time_is_rejected(odd: float) -> None:
     """And nothing is noted."""
     timeline = Timeline(clock=iter([1.0, odd]).__next__)
     timeline.mark("client")
@@ -129,7 +129,7 @@ WRONG_TEXTS: list[tuple[str, Callable[[Any], object]]] = [
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG_TEXTS)
-def test_what_is_no_text_is_refused(name: str, wrong: Callable[[Any], object]) -> None:
+def test_a_label_must_be_text(name: str, wrong: Callable[[Any], object]) -> None:
     """Where it is given, not where the picture is shown; and nothing is noted."""
     timeline = Timeline()
     with pytest.raises(TypeError, match=rf"Timeline: {name}: expected a string, got "):
@@ -147,7 +147,7 @@ def test_an_unknown_kind_is_refused() -> None:
     assert timeline.png().startswith(b"\x89PNG")
 
 
-def test_places_are_true_to_time() -> None:
+def test_positions_are_proportional_to_time() -> None:
     """Twice the time is twice the way; spans reach from their beginning to their end."""
     timeline = ticking(0.0, 0.0, 0.05, 0.1)
     timeline.mark("client", "asks")
@@ -171,7 +171,7 @@ def test_long_times_stay_on_the_page() -> None:
     assert unreadable(timeline_of([mark]).figure()) == []
 
 
-def test_labels_without_room_are_left_out_and_counted() -> None:
+def test_labels_without_room_are_omitted_and_counted() -> None:
     """Four stand above each other; those of errors and ends stay, and every mark does."""
     marks = [Mark("client", n / 10, f"token {n}") for n in range(300)]
     marks += [Mark("client", 15.0, "gone", "error"), Mark("client", 30.0, "through", "end")]
@@ -205,7 +205,7 @@ def entries() -> st.SearchStrategy[list[Mark]]:
 @pytest.mark.timeout(120)
 @settings(max_examples=12, deadline=None)
 @given(entries(), st.sampled_from([1e-3, 1.0, 1e5]), st.integers(50, 300))
-def test_nothing_is_written_over_anything_else(noted: list[Mark], scale: float, dpi: int) -> None:
+def test_labels_do_not_overlap(noted: list[Mark], scale: float, dpi: int) -> None:
     """Whatever happens, however fast, and however sharp: all can be read."""
     for mark in noted:
         mark.at *= scale

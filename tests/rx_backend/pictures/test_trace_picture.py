@@ -147,7 +147,7 @@ def test_how_a_span_ended_can_be_seen(spans: Spans) -> None:
     assert unreadable(picture.figure()) == []
 
 
-def test_what_is_not_there_is_told(spans: Spans) -> None:
+def test_a_missing_parent_is_mentioned(spans: Spans) -> None:
     """A span whose caller is elsewhere begins a tree; a link that leads elsewhere is named."""
     lost = SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     caller = started(spans, "caller", 0)
@@ -166,7 +166,7 @@ def test_what_is_not_there_is_told(spans: Spans) -> None:
     going_on.end()
 
 
-def test_no_spans_make_a_picture_too() -> None:
+def test_a_picture_without_spans() -> None:
     """As when everything was sampled away."""
     picture = TracePicture([])
     assert repr(picture) == "no entries"
@@ -188,9 +188,7 @@ def test_no_spans_make_a_picture_too() -> None:
     ),
     st.integers(50, 300),
 )
-def test_nothing_is_written_over_anything_else(
-    tree: list[tuple[int, int, int, str, bool]], dpi: int
-) -> None:
+def test_labels_do_not_overlap(tree: list[tuple[int, int, int, str, bool]], dpi: int) -> None:
     """Whatever calls and links to whatever: all can be read."""
     spans = Spans()
     known: list[Span] = []

@@ -69,7 +69,7 @@ def test_version_1_reads() -> None:
 
 
 @pytest.mark.parametrize("name", ["version_1.jsonl", "version_1_error.jsonl"])
-def test_version_1_is_what_is_written(tmp_path: Path, name: str) -> None:
+def test_version_1_is_written(tmp_path: Path, name: str) -> None:
     """Writing what was read gives the same bytes."""
     golden = GOLDEN.with_name(name)
     write_recording(read_recording(golden), tmp_path / name)
@@ -156,7 +156,7 @@ def test_a_file_cut_anywhere_reads_up_to_the_cut(tmp_path: Path) -> None:
         ([HEADER, '{"time_ms":1,"end":"dropped"}'] * 2, 3, "expected nothing after the end"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_invalid_input_is_named(
     tmp_path: Path, lines: list[str], number: int, expected: str
 ) -> None:
     """The error names the file, the line, and what was expected there."""
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_named(
 
 @pytest.mark.parametrize("read", [read_recording, read_recordings])
 @pytest.mark.parametrize("value", [None, 5, b"r1.jsonl"])
-def test_what_is_no_path_is_refused(read: Callable[[Any], object], value: object) -> None:
+def test_an_invalid_path_is_rejected(read: Callable[[Any], object], value: object) -> None:
     """By name."""
     with pytest.raises(InvalidArgument, match="path: expected a path, got"):
         read(value)
@@ -227,7 +227,7 @@ def test_a_bad_file_is_named_and_skipped(tmp_path: Path) -> None:
             read_recordings(tmp_path / f"{name}.jsonl")
 
 
-def test_a_line_without_end_is_not_read_into_memory(
+def test_an_endless_line_is_not_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line beyond the limit is an error that says so, with or without a newline."""
@@ -242,7 +242,7 @@ def test_a_line_without_end_is_not_read_into_memory(
 
 @settings(max_examples=300)
 @given(cut=st.integers(0, 600), junk=st.binary(max_size=3), skip=st.integers(0, 3))
-def test_a_damaged_file_gives_a_recording_or_its_error(cut: int, junk: bytes, skip: int) -> None:
+def test_a_damaged_file_is_read_or_rejected(cut: int, junk: bytes, skip: int) -> None:
     """Wherever bytes are lost, added or changed, nothing but the typed error is raised."""
     whole = GOLDEN.read_bytes()
     with tempfile.TemporaryDirectory() as folder:

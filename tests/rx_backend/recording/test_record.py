@@ -51,7 +51,7 @@ def names_in(folder: Path) -> list[str]:
 # Alone.
 
 
-def test_the_diagram_is_true(tmp_path: Path) -> None:
+def test_the_diagram_is_executed(tmp_path: Path) -> None:
     """Items come out when they came in."""
     values = {"a": token(1), "b": stop()}
     (diagram,) = read_diagrams(record.__doc__)
@@ -70,7 +70,7 @@ def test_the_diagram_is_true(tmp_path: Path) -> None:
         ({"take": 3}, Ending(4.0, "completed")),
     ],
 )
-def test_every_life_is_recorded_alike(
+def test_every_way_to_run_a_stream_is_recorded_alike(
     life: Life,
     tmp_path: Path,
     how: dict[str, Any],
@@ -197,7 +197,7 @@ async def test_a_drop_with_an_open_answer_is_one(
 
 
 @virtual
-async def test_items_without_a_chunk_are_left_out(tmp_path: Path) -> None:
+async def test_items_without_a_chunk_are_omitted(tmp_path: Path) -> None:
     """A heartbeat is not a chunk; a stream of nothing else has no terminal either."""
 
     @operator
@@ -229,7 +229,7 @@ async def test_a_stream_is_on_disk_up_to_its_buffer(tmp_path: Path) -> None:
 
 
 @virtual
-async def test_a_set_up_that_fails_has_no_stream(tmp_path: Path) -> None:
+async def test_a_failed_set_up_is_not_recorded(tmp_path: Path) -> None:
     """A refused request has no recording."""
     with pytest.raises(InvalidArgument):
         await recording_stream(ScriptedEngine(stop(), setup=[ValueError("full")]), tmp_path)
@@ -258,7 +258,7 @@ async def warning_of(
 
 
 @virtual
-async def test_a_disk_that_fails_is_logged_once(
+async def test_a_failing_disk_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, at once or in mid-stream, a folder that can't be made, and a file that is removed."""
@@ -327,7 +327,7 @@ async def test_a_chunk_that_json_cannot_hold_ends_the_recording(tmp_path: Path) 
     request_id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     | st.sampled_from(["../../up", "..", ".", "a/b", "\0", "l" * 5000, "é" * 200])
 )
-def test_a_client_chooses_no_path(request_id: str) -> None:
+def test_a_client_can_not_choose_the_path(request_id: str) -> None:
     """Whatever the id is, its file is one more in the folder, and has the whole id in it."""
 
     async def main(folder: Path) -> None:
@@ -371,7 +371,7 @@ def test_streams_never_share_a_file(ids: list[str], order: list[int], size: int)
 
 
 @virtual
-async def test_a_request_that_moved_keeps_both_parts(tmp_path: Path) -> None:
+async def test_both_parts_of_a_migrated_request_are_kept(tmp_path: Path) -> None:
     """They stand in the order in which they were recorded, and the first is as it was."""
     await collect(await recording_stream(ScriptedEngine(token(1), stop()), tmp_path))
     first = (tmp_path / "r1.jsonl").read_bytes()

@@ -47,7 +47,7 @@ def test_speed_divides_the_times(speed: float) -> None:
 
 
 @virtual
-async def test_a_late_consumer_makes_nothing_later() -> None:
+async def test_a_late_consumer_does_not_shift_the_schedule() -> None:
     """Times count from the start: what is overdue comes at once, the rest when it is due."""
     loop = asyncio.get_running_loop()
     stream = open_stream(ReplayEngine([recorded(10.0, 20.0, 30.0, 40.0)]), request())
@@ -57,7 +57,7 @@ async def test_a_late_consumer_makes_nothing_later() -> None:
 
 
 @virtual
-async def test_no_waiting_yields_to_others() -> None:
+async def test_a_replay_without_waits_yields_to_other_tasks() -> None:
     """Without waiting, a stop from another task is still seen."""
     context = RequestContext()
     engine = ReplayEngine([recorded(*range(1, 1001))], math.inf)
@@ -117,7 +117,7 @@ def terminals(seen: Seen) -> list[tuple[int | None, str]]:
 @pytest.mark.rows("E3", "E4")
 @pytest.mark.parametrize("ends", [(), (0,), (1,), (0, 1)])
 @virtual
-async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> None:
+async def test_each_open_answer_is_cancelled(ends: tuple[int, ...]) -> None:
     """By a stop, and by a recorded drop, with its index and tokens; the others keep their terminals."""
     stops = [(answer, "stop") for answer in ends]
     cancelled = [(answer, "cancelled") for answer in (0, 1) if answer not in ends]
@@ -133,7 +133,7 @@ async def test_each_answer_that_is_open_is_cancelled(ends: tuple[int, ...]) -> N
 
 @pytest.mark.rows("E3", "E4")
 @virtual
-async def test_an_answer_that_has_not_begun_is_cancelled_too() -> None:
+async def test_an_answer_that_has_not_started_is_cancelled_too() -> None:
     """A client that asked for two answers gets two terminals."""
     context = RequestContext()
     context.stop_generating()
@@ -153,7 +153,7 @@ async def test_after_a_terminal_a_stop_changes_nothing() -> None:
 
 @pytest.mark.rows("E5")
 @virtual
-async def test_cleanup_ends_what_is_left() -> None:
+async def test_cleanup_ends_open_streams() -> None:
     """Open streams fail at their next chunk, new ones at once; a start begins anew."""
     engine = ReplayEngine([recorded(10.0, 20.0)])
     stream = open_stream(engine, request())
@@ -168,7 +168,7 @@ async def test_cleanup_ends_what_is_left() -> None:
 
 
 @virtual
-async def test_leaving_a_stream_leaves_nothing() -> None:
+async def test_an_abandoned_stream_leaks_nothing() -> None:
     """A stream closed in a gap holds no timer and no listener."""
     context = RequestContext()
     stream = open_stream(ReplayEngine([recorded(10.0, 1e9)]), request(), context)
@@ -246,7 +246,7 @@ def test_bad_options_are_named(recordings: Any, options: dict[str, Any], message
 
 @pytest.mark.rows("E1", "E2", "E3", "E4", "E5")
 @pytest.mark.parametrize("speed", [1.0, 7.5, math.inf])
-def test_it_keeps_to_the_contract(speed: float) -> None:
+def test_it_keeps_the_contract(speed: float) -> None:
     """A recorded stream that was sound passes the conformance kit."""
     for recording in (recorded(*range(15, 315, 15)), recorded(0.0)):
         run_conformance(functools.partial(ReplayEngine, [recording], speed)).raise_if_failed()

@@ -25,7 +25,7 @@ def shown(out: io.StringIO, planned: int | None, *times: float) -> str:
     return out.getvalue()
 
 
-def test_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_occasional_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Away from a terminal, or without `rich`, there is a line every two seconds."""
     line = "0 of 9,000 requests, 0 tokens, 3 in flight at 0 s\n"
     assert shown(io.StringIO(), 9000, 0.0, 1.0, 2.0, 3.5, 4.5) == line * 2

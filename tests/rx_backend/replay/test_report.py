@@ -133,7 +133,7 @@ NO_REPORT: list[tuple[Callable[..., object], tuple[Any, ...], str]] = [
 
 
 @pytest.mark.parametrize(("report", "arguments", "complaint"), NO_REPORT)
-def test_what_can_not_be_reported_is_refused(
+def test_an_unreportable_result_is_rejected(
     report: Callable[..., object],
     arguments: tuple[Any, ...],
     complaint: str,

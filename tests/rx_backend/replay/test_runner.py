@@ -70,7 +70,7 @@ def test_every_token_arrives() -> None:
     assert result.itl.total == result.tokens - 120
 
 
-def test_clients_cancel_and_drop_and_engines_fail_as_often_as_asked() -> None:
+def test_the_rates_of_cancels_drops_and_failures_are_kept() -> None:
     """The rates decide how requests end; who left early has fewer tokens; nothing stays behind."""
     rows = synthetic(400, rate_per_s=40)
     engine = SimulatedEngine(error_rate=0.1, seed=4)
@@ -100,7 +100,7 @@ def test_same_seed_same_replay() -> None:
 
 
 @pytest.mark.rows("A2", "A6")
-def test_a_cancelled_client_reads_on_to_the_terminal() -> None:
+def test_a_cancelling_client_reads_up_to_the_terminal() -> None:
     """After its stop the client still gets what was under way, and the engine's `cancelled`."""
     rows = [Request(0, 1, 40)] * 20
     result = run_virtual(replay(rows, SimulatedEngine(), cancel_rate=1, seed=1))
@@ -138,7 +138,7 @@ class Journal(ScriptedEngine):
         (0.0, "error", "StreamIncomplete", 3),
     ],
 )
-def test_every_way_to_end_is_told_apart(
+def test_every_outcome_is_distinguished(
     then: Any, outcome: str, error: str | None, tokens: int
 ) -> None:
     """Mid-stream error, error terminal, stop and no terminal have their names."""
@@ -205,7 +205,7 @@ def test_any_pipeline_of_items_is_measured(added: Any, outcome: str, error: str 
     [(ops.buffer_with_count(2), "list"), (ops.map(str), "str"), (ops.map(id), "int")],
     ids=["list", "str", "int"],
 )
-def test_a_pipeline_of_something_else_is_named(added: Any, got: str) -> None:
+def test_a_pipeline_of_other_items_is_named(added: Any, got: str) -> None:
     """Requests in flight end first; those that would come later are not sent."""
     pipeline, result = standard_pipeline.with_operators(added), ReplayResult()
     rows = [Request(0, 1, 4), Request(0, 1, 4), Request(9, 1, 4)]

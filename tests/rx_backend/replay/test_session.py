@@ -97,7 +97,7 @@ def test_speed_and_engine_parameters_reach_the_run(folder: Path) -> None:
     assert rows[0]["ttft_ms"] == 100
 
 
-def test_rows_that_were_left_out_are_counted(folder: Path) -> None:
+def test_skipped_rows_are_counted(folder: Path) -> None:
     """The run says how many rows of the trace it could not use."""
     trace = put_trace(folder / "t.csv")
     trace.write_text(TRACE + "2023-11-16 18:15:52,1,0\n" * 1200)

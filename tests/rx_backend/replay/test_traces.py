@@ -143,7 +143,7 @@ def test_times_are_instants(after_us: list[int], offset_min: int, separator: str
         ],
     ],
 )
-def test_rows_without_output_are_left_out_and_counted(write: Write, lines: list[str]) -> None:
+def test_rows_without_output_are_skipped_and_counted(write: Write, lines: list[str]) -> None:
     """A request that failed or generated nothing does not cost the file, nor counts for a limit."""
     trace = read_trace(write(*lines))
     assert list(trace) == [(0, 3, 4), (2, 5, 6)]
@@ -198,7 +198,7 @@ def test_a_bad_row_is_named(write: Write, lines: list[str], complaint: str) -> N
     assert str(path) in caught.value.message
 
 
-def test_broken_text_costs_only_the_cells_that_are_used(tmp_path: Path) -> None:
+def test_invalid_text_matters_only_in_used_cells(tmp_path: Path) -> None:
     """Bytes that are not UTF-8 are an error with line and column, or in no one's way."""
     path = tmp_path / "trace"
     path.write_bytes(f"{BURST}\n0,caf\xe9,1,1,2,x\n1,m,1,\xb2,3,x\n".encode("latin-1"))
@@ -243,7 +243,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 # Size.
 
 
-def test_a_line_without_end_is_not_read_into_memory(
+def test_an_endless_line_is_not_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a line that never ends only so much is read that it can be refused."""

@@ -50,7 +50,7 @@ def test_synthetic_rate_rises_and_falls() -> None:
     assert high == pytest.approx(low, rel=0.1)
 
 
-def test_synthetic_is_decided_by_its_arguments() -> None:
+def test_the_synthetic_workload_is_deterministic() -> None:
     """Same seed, same workload; another seed, another; a shorter one is the beginning of it."""
     assert synthetic(50, seed=1) == synthetic(80, seed=1)[:50]
     assert synthetic(50, seed=1) != synthetic(50, seed=2)

@@ -54,7 +54,7 @@ async def test_an_answer_without_readers_is_stopped_after_a_while(spans: Spans) 
 
 
 @virtual
-async def test_the_engine_works_while_nobody_reads() -> None:
+async def test_the_engine_runs_while_nobody_reads() -> None:
     """Up to its bound, so that the rest is there when the client comes back."""
     adapter, engine = adapter_of(*words(100, 1.0), stop())
     async with ResumableStreams(adapter, max_ahead=10) as streams:
@@ -88,7 +88,7 @@ async def test_an_engine_that_ignores_the_stop_is_closed(spans: Spans) -> None:
 
 
 @virtual
-async def test_an_engine_that_may_go_on_is_held_within_the_bytes() -> None:
+async def test_a_continuing_engine_stays_within_max_bytes() -> None:
     """Past the bound on how far ahead it may be; who comes back too late is told, and gets no gap."""
     adapter, engine = adapter_of(*words(300), stop())
     async with ResumableStreams(
@@ -112,7 +112,7 @@ async def test_an_engine_that_may_go_on_is_held_within_the_bytes() -> None:
 
 
 @virtual
-async def test_the_engine_waits_when_what_is_unread_fills_the_bytes() -> None:
+async def test_the_engine_waits_when_unread_items_fill_max_bytes() -> None:
     """What the fastest reader has not read is never dropped for it."""
     adapter, engine = adapter_of(*words(300), stop())
     async with ResumableStreams(adapter, max_bytes=1_000) as streams:
@@ -127,7 +127,7 @@ async def test_the_engine_waits_when_what_is_unread_fills_the_bytes() -> None:
 
 
 @virtual
-async def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
+async def test_a_reader_that_falls_behind_fails() -> None:
     """It gets an error and no gap; the fast one is not held up."""
     adapter, _ = adapter_of(*words(300, 0.1), stop())
     async with ResumableStreams(adapter, max_bytes=1_000) as streams:
@@ -148,7 +148,7 @@ async def test_a_reader_that_falls_behind_what_is_held_is_told() -> None:
 
 
 @virtual
-async def test_a_first_reader_that_falls_behind_ends_nothing() -> None:
+async def test_a_first_reader_that_falls_behind_does_not_end_the_stream() -> None:
     """It is told so as it peeks too, and the others read on."""
     adapter, engine = adapter_of(*words(100, 1.0), stop())
     async with ResumableStreams(adapter, max_bytes=500) as streams:
@@ -179,7 +179,7 @@ async def test_an_answer_that_has_ended_is_kept_for_a_while() -> None:
 
 @pytest.mark.parametrize("keep_s", [0, 60])
 @virtual
-async def test_what_is_being_read_is_not_forgotten(keep_s: float) -> None:
+async def test_a_stream_with_readers_is_not_forgotten(keep_s: float) -> None:
     """A slow reader comes to the end, and may come back while it reads."""
     adapter, _ = adapter_of(*words(3), stop())
     async with ResumableStreams(adapter, keep_s=keep_s) as streams:
@@ -193,7 +193,7 @@ async def test_what_is_being_read_is_not_forgotten(keep_s: float) -> None:
 
 
 @virtual
-async def test_the_end_counts_although_nobody_pulls_it() -> None:
+async def test_the_end_counts_without_a_pull() -> None:
     """A reader that takes the terminal and leaves has ended the answer (row P6a)."""
     adapter, engine = adapter_of(*words(1, 1.0), stop())
     async with ResumableStreams(adapter, max_ahead=0, keep_s=3, linger_s=2) as streams:
@@ -205,7 +205,7 @@ async def test_the_end_counts_although_nobody_pulls_it() -> None:
 
 
 @virtual
-async def test_the_oldest_end_makes_room() -> None:
+async def test_the_earliest_ended_stream_is_evicted() -> None:
     """One more stream takes the place of the one that ended first, unless it is being read."""
     adapter, _ = adapter_of(*words(1), stop())
     async with ResumableStreams(adapter, max_streams=3, max_ahead=0) as streams:

@@ -158,7 +158,7 @@ def test_detokenized_chunks_are_merged_too() -> None:
     assert log.held_bytes == filled([Annotated(chunk) for chunk in plain_chunks]).held_bytes
 
 
-def test_answers_that_take_turns_stay_apart() -> None:
+def test_interleaved_answers_stay_separate() -> None:
     """Of several answers each chunk keeps its index."""
     chunks = [LLMEngineOutput([n], index=n % 2) for n in range(6)]
     assert rest(filled([Annotated(chunk) for chunk in chunks]), 2) == [
@@ -167,7 +167,7 @@ def test_answers_that_take_turns_stay_apart() -> None:
 
 
 @pytest.mark.rows("E6")
-def test_what_is_held_belongs_to_nobody_else() -> None:
+def test_held_items_are_copied() -> None:
     """An engine that touches its chunk later, and a reader that changes its own, change nothing."""
     chunk = LLMEngineOutput([7], log_probs=[-1.0])
     error = Annotated.from_error(Disconnected("gone"))
@@ -185,7 +185,7 @@ def test_what_is_held_belongs_to_nobody_else() -> None:
 
 
 @pytest.mark.rows("E6")
-def test_readers_that_keep_up_get_a_chunk_each() -> None:
+def test_readers_that_keep_up_get_single_chunks() -> None:
     """What one of them does to the newest chunk is not seen by the next."""
     log = filled([Annotated(LLMEngineOutput([7], text="a"))])
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_readers_that_keep_up_get_a_chunk_each() -> None:
         item.data.token_ids.append(8)
 
 
-def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
+def test_an_error_is_held_with_causes_but_without_frames() -> None:
     """The frames of an engine would be held as long as the answer."""
 
     def fail() -> None:
@@ -214,7 +214,7 @@ def test_an_error_is_held_without_its_frames_and_with_its_causes() -> None:
     assert held.__cause__.__traceback__ is None
 
 
-def test_what_is_no_item_is_refused() -> None:
+def test_a_non_item_is_rejected() -> None:
     """A pipeline whose items are of another type is told so."""
     with pytest.raises(
         InvalidArgument, match="expected Annotated items for a resumable stream, got str"
@@ -223,7 +223,7 @@ def test_what_is_no_item_is_refused() -> None:
 
 
 @given(items, st.integers(1, 600), st.data())
-def test_what_was_delivered_is_dropped_first(
+def test_delivered_items_are_dropped_first(
     items: list[Item], max_bytes: int, data: st.DataObject
 ) -> None:
     """With room asked for before each item the bound holds but for the last one; no gap appears."""
@@ -257,7 +257,7 @@ def probable(n: int) -> Item:
 
 
 @pytest.mark.parametrize(("make", "most"), [(words, 1.3), (probable, 1.5)])
-def test_what_is_counted_is_what_it_takes(make: Callable[[int], Item], most: float) -> None:
+def test_the_counted_bytes_are_the_actual_memory(make: Callable[[int], Item], most: float) -> None:
     """The bytes that are counted are those that Python allocates, but for spare room."""
     gc.collect()
     tracemalloc.start()
@@ -272,6 +272,6 @@ def test_what_is_counted_is_what_it_takes(make: Callable[[int], Item], most: flo
     assert log.held_bytes * 0.9 <= taken <= log.held_bytes * most
 
 
-def test_a_token_takes_little() -> None:
+def test_a_token_takes_few_bytes() -> None:
     """Far less than a chunk of its own."""
     assert filled([words(n) for n in range(1_000)]).held_bytes == 1_000 * (24 + 4 + 5)

@@ -73,7 +73,7 @@ class Recorded:
         yield Annotated(LLMEngineOutput.stop())
 
 
-def test_a_source_needs_two_functions() -> None:
+def test_a_source_needs_two_methods() -> None:
     """Whatever has them is one."""
     assert isinstance(Recorded(0, has_ended=True), StreamSource)
 
@@ -95,7 +95,7 @@ async def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
 
 @pytest.mark.parametrize("linger_s", [0, 5])
 @virtual
-async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
+async def test_a_found_stream_without_readers_is_released(linger_s: float) -> None:
     """
     Without readers here it is released, not stopped, and found again when one comes.
 
@@ -121,7 +121,7 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
 
 
 @virtual
-async def test_what_can_not_be_read_is_released_at_once() -> None:
+async def test_an_unreadable_stream_is_released_at_once() -> None:
     """A position of the future, somebody else's stream, a stream for which there is no room."""
     source = Recorded(5, has_ended=False)
     async with ResumableStreams(source, max_streams=1) as streams:
@@ -141,7 +141,7 @@ async def test_what_can_not_be_read_is_released_at_once() -> None:
 
 
 @virtual
-async def test_two_that_look_for_one_stream_share_it() -> None:
+async def test_concurrent_lookups_of_one_stream_share_it() -> None:
     """It is held once, and what was found twice is closed once."""
     source = Recorded(20, has_ended=True)
     async with ResumableStreams(source) as streams:
@@ -157,7 +157,7 @@ async def test_two_that_look_for_one_stream_share_it() -> None:
 
 
 @virtual
-async def test_a_client_that_gives_up_while_it_looks_leaves_nothing() -> None:
+async def test_a_cancelled_lookup_leaks_nothing() -> None:
     """Cancelled in the search, and while the items before its position are pulled."""
     source = Recorded(50, has_ended=False)
     async with ResumableStreams(source, linger_s=0) as streams:
@@ -184,7 +184,7 @@ async def test_a_stream_elsewhere_is_stopped_there() -> None:
 
 
 @virtual
-async def test_a_stream_that_is_looked_for_while_all_is_closed() -> None:
+async def test_a_lookup_during_close() -> None:
     """Is waited for, and not held."""
     source = Recorded(3, has_ended=True)
     streams = ResumableStreams(source)

@@ -172,7 +172,7 @@ def rule(run: Run) -> float:
     readings,
     st.integers(0, 6),
 )
-def test_every_reader_has_exactly_the_answer_and_the_rule_stops_it(
+def test_every_reader_gets_exactly_the_answer(
     pauses: list[float], end: str, options: dict[str, Any], coming: list[Reading], at_first: int
 ) -> None:
     """

@@ -72,7 +72,7 @@ def no_log() -> Generator[None]:
 @pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("end", ["stops", "raises", "fails behind"])
 @virtual
-async def test_kept_streams_take_what_is_counted(end: str) -> None:
+async def test_kept_streams_take_the_counted_memory(end: str) -> None:
     """However they ended: their items and a few kilobytes, and nothing of engine or request."""
     adapter = EngineAdapter(Talker(end))
     if end == "fails behind":

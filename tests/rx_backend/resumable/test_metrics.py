@@ -40,7 +40,7 @@ def bounds_of(meters: Meters) -> dict[tuple[object, ...], int]:
 
 
 @virtual
-async def test_what_is_held_is_measured() -> None:
+async def test_held_streams_and_bytes_are_measured() -> None:
     """Streams by state, readers, bytes; of all holders of one provider together."""
     meters = Meters()
     adapter, _ = adapter_of(*words(4), until_stopped, LLMEngineOutput.cancelled())
@@ -108,7 +108,7 @@ async def test_stops_are_counted() -> None:
 
 
 @virtual
-async def test_what_was_dropped_and_refused_is_counted() -> None:
+async def test_drops_and_refusals_are_counted() -> None:
     """Items and readers for want of bytes, streams for want of room."""
     meters = Meters()
     adapter, _ = adapter_of(*words(100), stop())
@@ -131,7 +131,7 @@ async def test_what_was_dropped_and_refused_is_counted() -> None:
 
 
 @virtual
-async def test_who_comes_back_is_counted_by_outcome() -> None:
+async def test_resumes_are_counted_by_outcome() -> None:
     """Also those that were refused; the one and the other kind of not found are the same."""
     meters = Meters()
     adapter, _ = adapter_of(*words(100), stop())

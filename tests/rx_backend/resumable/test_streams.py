@@ -38,7 +38,7 @@ from tests.spans import Spans
 
 
 @virtual
-async def test_event_ids_lead_back_to_where_they_stand() -> None:
+async def test_event_ids_resume_at_their_position() -> None:
     """Each item's id is that of the position behind it, merged or not."""
     adapter, _ = adapter_of(*words(10, 1.0), stop())
     async with ResumableStreams(adapter) as streams:
@@ -105,7 +105,7 @@ async def test_a_failure_in_mid_stream_is_kept() -> None:
 
 
 @virtual
-async def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None:
+async def test_a_failure_after_the_pipeline_is_raised_to_every_reader() -> None:
     """What an operator raises behind the error mapping comes as it is, behind the items."""
     adapter, _ = adapter_of(*words(9, 1.0), stop())
 
@@ -130,7 +130,7 @@ async def test_a_failure_behind_the_pipeline_is_raised_to_every_reader() -> None
 
 
 @virtual
-async def test_items_of_another_type_are_refused() -> None:
+async def test_items_of_another_type_are_rejected() -> None:
     """A pipeline that ends in something else than annotated items can't be resumed."""
 
     @operator
@@ -171,7 +171,7 @@ async def test_a_client_stops_its_answer() -> None:
 
 
 @virtual
-async def test_a_failed_set_up_leaves_nothing(spans: Spans) -> None:
+async def test_a_failed_set_up_leaks_nothing(spans: Spans) -> None:
     """It is raised by start, as by the adapter (row S5), and gives its place back."""
     engine = ScriptedEngine(setup=[EngineShutdown("cold")])
     adapter = EngineAdapter(engine, tracer=spans.tracer)
@@ -217,7 +217,7 @@ async def test_a_cancelled_peek_leaves_or_takes_nothing(turn: int) -> None:
     ],
 )
 @virtual
-async def test_what_fails_before_the_first_token_is_raised_by_peek_first(
+async def test_peek_first_raises_an_early_failure(
     script: list[LLMEngineOutput], error: type[Exception]
 ) -> None:
     """And the stream is forgotten, as there is nothing to come back to."""
@@ -233,7 +233,7 @@ async def test_what_fails_before_the_first_token_is_raised_by_peek_first(
 
 
 @virtual
-async def test_peeking_takes_nothing() -> None:
+async def test_peeking_consumes_nothing() -> None:
     """All items come from the beginning, with their positions."""
     adapter, _ = adapter_of(LLMEngineOutput(), *words(3, 1.0), stop())
     async with ResumableStreams(adapter) as streams:
@@ -252,7 +252,7 @@ async def test_peeking_takes_nothing() -> None:
 
 
 @virtual
-async def test_a_stolen_id_is_as_good_as_a_wrong_one() -> None:
+async def test_a_stolen_id_is_not_found() -> None:
     """Both get the same error, and learn nothing."""
     adapter, _ = adapter_of()
     async with ResumableStreams(adapter) as streams:
@@ -294,7 +294,7 @@ async def test_an_owner_decides_who_may_read() -> None:
 
 
 @virtual
-async def test_positions_that_are_none() -> None:
+async def test_invalid_positions_are_rejected() -> None:
     """A position of the future, and what is no position."""
     adapter, _ = adapter_of(*words(3, 1.0), stop())
     async with ResumableStreams(adapter) as streams:
@@ -331,7 +331,7 @@ async def test_positions_that_are_none() -> None:
         b"abc:1",
     ],
 )
-def test_malformed_event_ids_are_refused(text: Any) -> None:
+def test_malformed_event_ids_are_rejected(text: Any) -> None:
     """With what was expected, and without repeating a long text."""
     with pytest.raises(InvalidArgument, match="event id: expected <stream id>:<position>") as error:
         parse_event_id(text)
@@ -339,7 +339,7 @@ def test_malformed_event_ids_are_refused(text: Any) -> None:
 
 
 @virtual
-async def test_ids_are_long_and_never_the_same() -> None:
+async def test_ids_are_long_and_unique() -> None:
     """22 characters that stand in a URL and in an event id."""
     adapter, _ = adapter_of(stop())
     ids: set[str] = set()
@@ -358,7 +358,7 @@ async def test_ids_are_long_and_never_the_same() -> None:
 
 @pytest.mark.rows("P7")
 @virtual
-async def test_the_span_is_the_answers(spans: Spans) -> None:
+async def test_the_span_lasts_as_long_as_the_answer(spans: Spans) -> None:
     """One a request, which ends with the answer and not with a reader."""
     adapter, _ = adapter_of(*words(5, 1.0), stop(), tracer=spans.tracer)
     async with ResumableStreams(adapter) as streams:
@@ -411,7 +411,7 @@ async def test_closing_releases_everything(spans: Spans, max_ahead: int, pulled:
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("gives_up", ["close", "peek"])
 @virtual
-async def test_closing_that_nobody_waits_for_any_more_goes_on(gives_up: str) -> None:
+async def test_a_cancelled_close_continues(gives_up: str) -> None:
     """A cancelled close, or a client that leaves as its stream is forgotten, leaves no stream."""
     engine = ScriptedEngine(LLMEngineOutput.error("no"), 1_000.0, closing=[5.0])
     two = PreprocessedRequest(token_ids=[1], sampling_options=SamplingOptions(n=2))
@@ -432,7 +432,7 @@ async def test_closing_that_nobody_waits_for_any_more_goes_on(gives_up: str) -> 
 
 
 @virtual
-async def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Spans) -> None:
+async def test_a_start_overtaken_by_close_leaks_nothing(spans: Spans) -> None:
     """It is killed and waited for; it fails with EngineShutdown, and what was opened is closed."""
     engine = ScriptedEngine(*words(3), stop(), setup=[5.0])
     streams = ResumableStreams(EngineAdapter(engine, tracer=spans.tracer))
@@ -445,7 +445,7 @@ async def test_a_start_that_is_overtaken_by_the_close_leaves_nothing(spans: Span
         await starting
 
 
-def test_only_a_source_is_taken() -> None:
+def test_an_invalid_source_is_rejected() -> None:
     """An engine without its adapter is refused by name."""
     with pytest.raises(
         InvalidArgument, match="source: expected an EngineAdapter or a StreamSource"

@@ -47,7 +47,7 @@ def queries() -> Iterator[tuple[str, str]]:
             yield panel["title"], query
 
 
-def test_queries_ask_for_what_a_scrape_shows() -> None:
+def test_queries_use_scraped_names() -> None:
     """Each metric is there, with the labels and values that are asked for; none is left out."""
     scraped = Scraped()
     scraped.load()

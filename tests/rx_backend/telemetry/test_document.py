@@ -26,14 +26,14 @@ def named(text: str | None = None) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", text or DOCUMENT.read_text(encoding="utf-8")))
 
 
-def test_every_name_on_a_span_is_explained() -> None:
+def test_every_span_attribute_is_documented() -> None:
     """Its attributes, its events, and the values of `error.type`."""
     names = {getattr(span_names, name) for name in span_names.__all__ if name not in TEXTS}
     assert names - named() == set()
     assert set(KINDS) - named() == set()
 
 
-def test_every_metric_and_label_is_explained() -> None:
+def test_every_metric_and_label_is_documented() -> None:
     """Those that a scrape shows, and no others."""
     scraped = Scraped()
     scraped.load()
@@ -58,7 +58,7 @@ def test_every_metric_and_label_is_explained() -> None:
     assert {name.replace(".", "_") for name in explained} == metrics
 
 
-def test_every_variable_of_ours_is_explained() -> None:
+def test_every_environment_variable_is_documented() -> None:
     """Those that only this library reads in this way."""
     text = DOCUMENT.read_text(encoding="utf-8")
     assert [name for name in VARIABLES if f"`{name}" not in text] == []

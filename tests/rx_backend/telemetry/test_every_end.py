@@ -50,7 +50,7 @@ def same_end(
 @pytest.mark.rows("P3", "P4", "P5", "P6", "P7")
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @virtual
-async def test_every_way_out_is_recorded_once(end: End) -> None:
+async def test_every_outcome_is_recorded_once(end: End) -> None:
     """With its tokens and its duration, and nothing is left active."""
     meters, spans = Meters(), Spans()
     with capture_logs() as events:
@@ -120,7 +120,7 @@ STOPPED: dict[str, tuple[str, list[Step], float, dict[str, int], list[tuple[str,
     ("mode", "script", "stop_at", "events", "steps"), STOPPED.values(), ids=STOPPED
 )
 @virtual
-async def test_what_became_of_an_abort(
+async def test_the_steps_of_an_abort_are_recorded(
     mode: str,
     script: list[Step],
     stop_at: float,

@@ -135,7 +135,7 @@ def test_the_end_of_the_process_exports_the_rest(receiver: Receiver) -> None:
     assert receiver.points_of("gen_ai.server.time_to_first_token")
 
 
-def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None:
+def test_providers_of_the_application_are_kept(receiver: Receiver) -> None:
     """They get the spans and metrics, also after the shutdown, and nothing is sent elsewhere."""
     told = run_child("beside_others", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc)
     assert told["same"]
@@ -162,7 +162,7 @@ def test_providers_of_the_application_are_left_alone(receiver: Receiver) -> None
         ("slow-body", HTTP, None),
     ],
 )
-def test_a_receiver_that_misbehaves_costs_a_stream_nothing(
+def test_a_misbehaving_receiver_does_not_affect_streams(
     how: str, protocol: str, says: str | None
 ) -> None:
     """Streams, shutdown and memory are as ever; a loss is told, and logged once, in a line."""
@@ -224,7 +224,7 @@ def test_a_run_is_exported(receiver: Receiver, tmp_path: Path) -> None:
     assert first.count == summary["completed"]
 
 
-def test_a_run_without_a_receiver_says_what_was_lost(tmp_path: Path) -> None:
+def test_a_run_without_a_receiver_reports_the_loss(tmp_path: Path) -> None:
     """The replay is the same, and its files are there; no line is logged of requests that fail."""
     with misbehaving("refuses") as address:
         out = _run(

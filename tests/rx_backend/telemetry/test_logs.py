@@ -17,7 +17,7 @@ from tests.forks import run
 LOGGER = "rx_backend.requests"
 
 
-def test_logs_are_left_to_who_set_them_up() -> None:
+def test_existing_log_handlers_are_kept() -> None:
     """Handlers of standard logging, as pytest's, stay alone."""
     before = logging.root.handlers[:], logging.getLogger("rx_backend").level
     with configure_logs():
@@ -27,7 +27,7 @@ def test_logs_are_left_to_who_set_them_up() -> None:
 @pytest.mark.parametrize(
     ("variable", "text"), [("DYN_LOGGING_JSONL", "perhaps"), ("DYN_LOGGING_CONSOLE_FORMAT", "xml")]
 )
-def test_a_bad_value_is_told(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_value_is_reported(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the variable."""
     monkeypatch.setenv(variable, text)
     with pytest.raises(InvalidArgument, match=variable):

@@ -82,7 +82,7 @@ def test_spans_arrive_with_text_that_can_be_encoded(caplog: pytest.LogCaptureFix
     assert (caplog.messages, quiet.has_failed, gate.shutdowns) == ([], False, 1)
 
 
-def test_a_failing_exporter_is_told_once_and_its_own_words_are_held_back(
+def test_a_failing_exporter_is_reported_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The warning has the exporter's reason."""
@@ -107,9 +107,7 @@ def test_the_reason_of_a_loss_has_no_password(caplog: pytest.LogCaptureFixture) 
     assert f"{'x' * 280} h:1 /v1;" in warning
 
 
-def test_what_others_log_is_not_held_back(
-    caplog: pytest.LogCaptureFixture, leaks: LeakWatch
-) -> None:
+def test_other_loggers_are_not_filtered(caplog: pytest.LogCaptureFixture, leaks: LeakWatch) -> None:
     """An exporter that the application runs itself keeps its warnings."""
     leaks.allow("mine")
     with queue(Fails()) as (provider, _):
@@ -119,7 +117,7 @@ def test_what_others_log_is_not_held_back(
     assert caplog.messages == ["mine"]
 
 
-def test_what_is_under_way_at_the_deadline_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_exports_in_progress_at_the_deadline_are_lost(caplog: pytest.LogCaptureFixture) -> None:
     """The span that is being exported, and those that wait, whatever becomes of the export."""
     gate = Gate()
     with queue(gate) as (provider, quiet):

@@ -49,7 +49,7 @@ async def test_latencies_have_the_buckets_and_values_of_the_conventions() -> Non
 
 
 @given(chunks=st.lists(st.integers(0, 3 * EVERY_NTH_GAP), max_size=8))
-def test_one_gap_in_so_many_is_recorded(chunks: list[int]) -> None:
+def test_one_gap_in_256_is_recorded(chunks: list[int]) -> None:
     """Whichever requests the gaps fall in, none is missed and none counted twice."""
     meters = Meters()
 
@@ -101,7 +101,7 @@ def counted_clock(reads: list[None]) -> Callable[[], float]:
 
 @pytest.mark.rows("P8")
 @virtual
-async def test_an_unsampled_request_is_counted_without_a_look_at_the_clock() -> None:
+async def test_an_unsampled_request_is_counted_without_clock_reads() -> None:
     """Tokens and ends count; no sample is kept, and no latency is made up."""
     meters, reads = Meters(), list[None]()
     tracer = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("tests")
@@ -182,7 +182,7 @@ async def asked_for(
 
 @pytest.mark.parametrize("junk", [1, 40, 500])
 @virtual
-async def test_models_that_are_refused_share_a_label(junk: int) -> None:
+async def test_rejected_models_share_a_label(junk: int) -> None:
     """However many there are, and before or after the first request for one that is served."""
     models = [*(f"typo-{number}" for number in range(junk)), "real", "typo", "real", "other"]
     assert await asked_for(models, Serves("real", "other")) == {
@@ -194,7 +194,7 @@ async def test_models_that_are_refused_share_a_label(junk: int) -> None:
 
 @pytest.mark.parametrize("together", [False, True])
 @virtual
-async def test_the_models_that_are_told_apart_are_few(together: bool) -> None:
+async def test_the_number_of_model_labels_is_limited(together: bool) -> None:
     """An engine that serves whatever clients write can't fill the metrics' store."""
     models = [f"m{number}" for number in [*range(100), 0]]
     counts = await asked_for(models, Serves(), together=together)
@@ -220,7 +220,7 @@ def labels_of(meters: Meters) -> Iterator[str]:
 
 
 @virtual
-async def test_no_label_has_what_a_user_wrote() -> None:
+async def test_no_label_contains_user_text() -> None:
     """Neither ids nor messages: only the model's name comes from the request."""
     meters = Meters()
     for end in (LLMEngineOutput.error("secret"), InvalidArgument("secret")):

@@ -50,7 +50,7 @@ async def logged(script: list[Step], **more: Any) -> list[Any]:
 
 
 @virtual
-async def test_debug_tells_a_requests_life() -> None:
+async def test_debug_logs_each_step_of_a_request() -> None:
     """Start, first token and end, in that order and with the same ids."""
     events = await logged([1, LLMEngineOutput(), 1, token(1), 1, token(2), stop()], spans=Spans())
     assert [(event["event"], event["log_level"]) for event in events] == [
@@ -107,7 +107,7 @@ async def test_failures_are_found_by_the_clients_ids(
 
 
 @virtual
-async def test_an_error_is_told_by_its_class_and_place() -> None:
+async def test_an_error_is_logged_by_class_and_place() -> None:
     """The first of its chain; its message is not told."""
 
     def fail(_context: RequestContext) -> None:
@@ -138,7 +138,7 @@ FROM_ELSEWHERE = "00-" + "a" * 32 + "-" + "b" * 16
     ids=["no-traces", "recorded", "unrecorded", "sampled-there", "left-out-there", "left-out"],
 )
 @virtual
-async def test_only_what_is_sampled_is_timed(
+async def test_only_sampled_requests_are_timed(
     *,
     record: bool | None,
     header: str | None,
@@ -176,7 +176,7 @@ async def test_only_what_is_sampled_is_timed(
     [(Disconnected("gone"), None), (LLMEngineOutput.error("boom"), None), (USED, 5)],
 )
 @virtual
-async def test_tokens_that_nobody_counts_are_not_told(
+async def test_uncounted_tokens_are_not_logged(
     level: int, end: Step, usage: int | None, is_counted: bool
 ) -> None:
     """
@@ -199,7 +199,7 @@ async def test_tokens_that_nobody_counts_are_not_told(
 
 
 @virtual
-async def test_a_pipeline_of_ones_own_has_its_end_told(at_info: list[Any]) -> None:
+async def test_the_end_of_a_custom_pipeline_is_logged(at_info: list[Any]) -> None:
     """One without any operator: how it ended, and how long it took."""
     adapter = adapter_of(ScriptedEngine(1, token(1), stop()), pipeline=Pipeline([]))
     await collect(await adapter.generate(request()))
@@ -247,7 +247,7 @@ def test_a_record_factory_may_set_the_same_names(
 
 
 @virtual
-async def test_logging_that_fails_disturbs_nobody(
+async def test_a_failing_log_handler_does_no_harm(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler that raises is complained of once, and the stream goes on to its end."""

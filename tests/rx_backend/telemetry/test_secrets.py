@@ -33,7 +33,7 @@ SECRET_ENDS: st.SearchStrategy[list[Step]] = st.sampled_from(
 @given(
     SECRET_STEPS, SECRET_ENDS, st.booleans(), st.integers(1, 3), st.sampled_from(["agg", "decode"])
 )
-def test_nobodys_text_is_told_at_any_level(
+def test_no_user_text_is_logged_at_any_level(
     script: list[Step], end: list[Step], fails_early: bool, patience: int, mode: str
 ) -> None:
     """Neither of the prompt nor generated, nor of errors, nor token ids; whatever happens."""

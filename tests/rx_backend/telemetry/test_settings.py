@@ -114,7 +114,7 @@ def test_arguments_and_variables_name_the_destination(
 
 
 @pytest.mark.parametrize(("environ", "endpoint", "message"), BAD)
-def test_a_bad_value_is_named_and_nothing_is_left_behind(
+def test_a_bad_value_is_named_and_nothing_is_installed(
     environ: Variables,
     endpoint: str | None,
     message: str,
@@ -162,7 +162,7 @@ def _scraped(monkeypatch: pytest.MonkeyPatch) -> int:
     return port
 
 
-def test_a_port_that_is_taken_is_named(scraped: int) -> None:
+def test_a_port_in_use_is_named(scraped: int) -> None:
     """Another's port for Prometheus, as that of a second worker, is an error at once."""
     with socket.create_server(("127.0.0.1", scraped)):
         _refused(
@@ -172,15 +172,13 @@ def test_a_port_that_is_taken_is_named(scraped: int) -> None:
 
 
 @pytest.mark.parametrize("port", ["many", "65536", "-1"])
-def test_a_port_that_is_none_is_named(
-    port: str, scraped: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_port_is_named(port: str, scraped: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK's own error does not say which variable it is."""
     monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
     _refused(f"OTEL_EXPORTER_PROMETHEUS_PORT: expected a port from 0 to 65535, got '{port}'")
 
 
-def test_a_refused_variable_leaves_no_endpoint(
+def test_a_rejected_variable_leaves_no_endpoint(
     scraped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a second try, as in a notebook, finds the port free."""
@@ -209,7 +207,7 @@ def test_users_passwords_and_queries_are_hidden(text: str, expected: str) -> Non
     assert hide_secrets(text) == expected
 
 
-def test_what_the_sdk_refuses_when_it_is_imported_is_named() -> None:
+def test_a_variable_rejected_at_the_sdks_import_is_named() -> None:
     """In a process that has not imported it yet."""
     program = "from rx_backend.telemetry import configure; configure()"
     done = subprocess.run(
@@ -276,7 +274,7 @@ def test_the_runtime_exports_to_the_same_place(
 
 
 @pytest.mark.parametrize("name", ["oltp", "otlp_proto_http", "prometheus"])
-def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
+def test_the_runtime_gets_no_invalid_exporter(name: str) -> None:
     """A frontend, which has no provider of ours, refuses it too; none sends past ``--otlp``."""
     environ = {"OTEL_TRACES_EXPORTER": name}
     with (
@@ -286,14 +284,14 @@ def test_the_runtime_gets_no_exporter_that_is_none(name: str) -> None:
         pass
 
 
-def test_an_endpoint_that_is_no_text_is_refused() -> None:
+def test_an_endpoint_must_be_text() -> None:
     """As one of another form is."""
     port: Any = 4317
     with pytest.raises(InvalidArgument, match=r"endpoint: expected a URL such as .*, got 4317"):
         configure(endpoint=port)
 
 
-def test_a_flag_that_is_no_address_is_refused() -> None:
+def test_an_invalid_otlp_url_is_rejected() -> None:
     """As an engine's name behind the flag is."""
     with pytest.raises(InvalidArgument, match="--otlp or RX_BACKEND_OTLP: expected a URL"):
         OtlpSwitch("m:E", {})

@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Callable[..., object], Options]] = {
         for value in values
     ],
 )
-def test_what_is_refused(
+def test_invalid_arguments_are_rejected(
     name: str, call: Callable[..., object], option: str, value: object, expected: str
 ) -> None:
     """Before anything is begun."""
@@ -173,7 +173,7 @@ def test_what_is_refused(
     assert str(refused.value) == f"{name}: {option}: expected {expected}, got {value!r}"
 
 
-def test_an_option_that_is_unknown() -> None:
+def test_an_unknown_option_is_named() -> None:
     """Its name is told, and with it that of the function."""
     with pytest.raises(TypeError, match=r"run_conformance: got an unexpected keyword .*'timeout'"):
         run_conformance(SampleEngine, timeout=1)
@@ -188,7 +188,7 @@ def test_a_coroutine_that_is_not_run_is_closed() -> None:
         made.send(None)
 
 
-def test_what_is_allowed() -> None:
+def test_valid_arguments_are_accepted() -> None:
     """An engine's factory may be asynchronous; whole numbers are numbers."""
 
     async def made() -> SampleEngine:
@@ -198,7 +198,7 @@ def test_what_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("target", NO_TEXT)
-def test_an_engine_s_name_is_a_text(target: object) -> None:
+def test_an_engines_name_must_be_text(target: object) -> None:
     """As on the command line."""
     with pytest.raises(InvalidArgument, match="engine: expected module:name, got"):
         load_engine_factory(target)

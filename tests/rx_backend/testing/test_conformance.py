@@ -34,7 +34,7 @@ LEFT = "(task|async generator) not"
 
 @pytest.mark.rows("K1", "E1", "E2", "E3", "E4", "E5", "E7")
 @pytest.mark.parametrize("engine", [*GOOD, SampleEngine])
-def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
+def test_a_correct_engine_passes(engine: type[object]) -> None:
     """However it is written, an engine that keeps to the contract has no violation."""
     report = run_conformance(engine)
     assert report.ok, str(report)
@@ -46,7 +46,7 @@ def test_an_engine_that_keeps_the_rules_passes(engine: type[object]) -> None:
 @pytest.mark.parametrize(
     ("engine", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_a_broken_rule_is_reported_by_name_and_alone(engine: type[GoodEngine], rule: Rule) -> None:
+def test_only_the_broken_rule_is_reported(engine: type[GoodEngine], rule: Rule) -> None:
     """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
@@ -182,7 +182,7 @@ class HoldsOn(GoodEngine):
 
 @pytest.mark.rows("K1")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_never_lets_go_does_not_hang_the_kit(leaks: LeakWatch) -> None:
+def test_a_stuck_engine_does_not_hang_the_kit(leaks: LeakWatch) -> None:
     """Even an engine that swallows its cancellation is reported and left behind."""
     leaks.allow(LEFT)
     report = run_conformance(HoldsOn)
@@ -207,7 +207,7 @@ def test_a_lost_that_swallows_its_cancellation_is_reported(leaks: LeakWatch) -> 
 
 
 @pytest.mark.rows("K1")
-def test_the_kit_runs_in_a_loop_of_ones_own() -> None:
+def test_the_kit_runs_in_an_existing_loop() -> None:
     """The asynchronous form does the same, and costs nothing in virtual time."""
 
     async def main() -> tuple[bool, bool]:
@@ -235,7 +235,7 @@ def test_a_factory_may_be_asynchronous() -> None:
 
 @pytest.mark.rows("K1")
 @virtual
-async def test_the_asynchronous_form_is_asked_for_inside_a_loop() -> None:
+async def test_inside_a_loop_the_error_names_the_asynchronous_form() -> None:
     """The plain form says what to call instead where a loop is running."""
     with pytest.raises(RuntimeError, match="await check_engine"):
         run_conformance(GoodEngine)
@@ -335,7 +335,7 @@ def test_the_limits_can_be_chosen() -> None:
 
 @pytest.mark.rows("K1")
 @virtual
-async def test_a_cancelled_check_leaves_nothing_behind() -> None:
+async def test_a_cancelled_check_leaks_nothing() -> None:
     """Cancelling the check cancels the stream it plays."""
     task = asyncio.create_task(check_engine(broken("HangsBeforeItsTerminal")))
     await asyncio.sleep(1.0)
@@ -359,7 +359,7 @@ test_conformance = engine_conformance_tests(broken("{engine}"))
 
 
 @pytest.mark.rows("K1")
-def test_a_user_gets_one_test_per_rule(pytester: pytest.Pytester) -> None:
+def test_the_kit_makes_one_test_per_rule(pytester: pytest.Pytester) -> None:
     """Two lines make a test for each rule, named after it; only the broken rule fails."""
     pytester.makepyfile(SUITE.format(engine="NoTerminal"))
     result = pytester.runpytest_inprocess("-p", "no:randomly", "-q", "-rA")
@@ -369,7 +369,7 @@ def test_a_user_gets_one_test_per_rule(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.rows("K1")
-def test_a_rule_that_was_not_tried_does_not_pass() -> None:
+def test_an_unchecked_rule_does_not_pass() -> None:
     """If the engine does not start, the rules that need it fail as not checked."""
     test = engine_conformance_tests(broken("StartRaises"))
     with pytest.raises(ConformanceError, match="no device"):

@@ -37,7 +37,7 @@ def test_a_name_gives_the_factory() -> None:
         ("..relative:Engine", "importing the module raised"),
     ],
 )
-def test_what_names_no_engine_is_a_clear_error(target: str, message: str) -> None:
+def test_an_invalid_engine_name_is_a_clear_error(target: str, message: str) -> None:
     """Each way to name nothing is an invalid argument that says what was wrong."""
     with pytest.raises(InvalidArgument, match="engine") as caught:
         load_engine_factory(target)

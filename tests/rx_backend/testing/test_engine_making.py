@@ -86,7 +86,7 @@ def test_arguments_reach_the_engine() -> None:
     assert seen(engine_maker(f"{HERE}:later", ["size=4"]).make()) == (4, 1)
 
 
-def test_what_follows_belongs_to_the_engine_s_own_parser() -> None:
+def test_arguments_after_the_separator_go_to_the_engines_parser() -> None:
     """It may be async, and give a pair, as Dynamo's engines do."""
     assert seen(engine_maker(f"{HERE}:Parsed", [], ["--size", "3"]).make()) == ["--size", "3"]
 
@@ -117,7 +117,7 @@ def test_what_follows_belongs_to_the_engine_s_own_parser() -> None:
         ("fails", ["size=9"], [], "making it raised OSError: no room for 9"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_invalid_input_is_named(
     name: str, arguments: list[str], own: list[str], message: str
 ) -> None:
     """The error says which argument, and what there is."""

@@ -76,14 +76,14 @@ def test_the_length_of_a_line_is_its_frames() -> None:
         ("^a^", "one subscription"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_shown(line: str, message: str) -> None:
+def test_an_invalid_line_is_shown(line: str, message: str) -> None:
     """What can't be read is an error that points at the place."""
     with pytest.raises(MarbleError) as caught:
         parse_marbles(line)
     assert message.replace("\\", "") in str(caught.value)
 
 
-def test_signs_are_no_names() -> None:
+def test_signs_can_not_be_used_as_names() -> None:
     """A value can't be named like a sign."""
     with pytest.raises(MarbleError, match="'#' is the sign of 'error'"):
         parse_marbles("-#", {"#": 1})
@@ -165,7 +165,7 @@ def test_words_are_aligned() -> None:
 # Operators.
 
 
-def test_an_operator_is_what_its_lines_say() -> None:
+def test_an_operator_is_checked_by_its_lines() -> None:
     """Items, the end and the subscription come at their frames; a frame is a second of the clock."""
     result = assert_marbles(
         ops.map(lambda number: number + 1),
@@ -179,7 +179,7 @@ def test_an_operator_is_what_its_lines_say() -> None:
     test.expect(test.cold("-a-b-|").pipe(ops.map(lambda _: test.clock())), "-0-1-|")
 
 
-def test_a_mismatch_shows_the_lines_above_each_other() -> None:
+def test_a_mismatch_shows_the_lines_aligned() -> None:
     """The message has source, expected and actual, aligned, and each difference."""
     with pytest.raises(MarbleMismatch) as caught:
         assert_marbles(
@@ -281,7 +281,7 @@ def test_several_sources_share_the_time() -> None:
     test.expect(subject, "-a")
 
 
-def test_what_a_line_cannot_say() -> None:
+def test_events_that_a_line_can_not_show_are_errors() -> None:
     """Half a frame, a drop in a source, a beginning elsewhere, and a second run are errors."""
     with pytest.raises(MarbleError, match=r"at 1.5 s, between two frames"):
         assert_marbles(ops.delay(0.5), source="-a-|", result="-a-|")
@@ -310,7 +310,7 @@ def test_streams_of_any_length() -> None:
     assert len(many.items) == 300
 
 
-def test_a_bug_below_a_pushed_source_is_not_hidden() -> None:
+def test_an_exception_in_a_subscriber_is_not_hidden() -> None:
     """An exception that flies back into a hot source comes out of the test."""
 
     def forgetful(source: Observable[object]) -> Observable[object]:

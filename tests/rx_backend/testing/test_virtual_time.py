@@ -193,7 +193,7 @@ async def consume() -> None:
         pass
 
 
-def test_waiting_for_ever_fails_at_once_and_says_where(leaks: LeakWatch) -> None:
+def test_waiting_forever_fails_at_once_and_says_where(leaks: LeakWatch) -> None:
     """A program that nothing can wake raises, with each task and the calls it waits in."""
     leaks.allow("(task|async generator) not")
 
@@ -211,7 +211,7 @@ def test_waiting_for_ever_fails_at_once_and_says_where(leaks: LeakWatch) -> None
     assert consumer in str(caught.value)
 
 
-def test_what_never_ends_is_a_deadlock_in_any_case(leaks: LeakWatch) -> None:
+def test_an_endless_wait_is_always_a_deadlock(leaks: LeakWatch) -> None:
     """A sleep for infinity is no timer, and live threads put it off only for a short real time."""
     leaks.allow("task not done")
     release = threading.Event()
@@ -241,7 +241,7 @@ def test_deadlock_comes_out_of_run_until_complete() -> None:
         loop.call_later(1.0, print)
 
 
-def test_what_is_left_is_cancelled_and_closed(leaks: LeakWatch) -> None:
+def test_remaining_tasks_are_cancelled_and_closed(leaks: LeakWatch) -> None:
     """After the run, tasks are cancelled and async generators closed, as by ``asyncio.run``."""
     leaks.allow("(task|async generator) not")
     ended: list[str] = []
@@ -312,7 +312,7 @@ def test_run_virtual_runs_beside_a_loop_in_a_thread_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
-def test_what_fails_is_raised_to_the_caller(leaks: LeakWatch, in_thread: bool) -> None:
+def test_a_failure_is_raised_to_the_caller(leaks: LeakWatch, in_thread: bool) -> None:
     """An exception alone, without another that was being handled; and a deadlock."""
     leaks.allow("task not done")
 
@@ -327,7 +327,7 @@ def test_what_fails_is_raised_to_the_caller(leaks: LeakWatch, in_thread: bool) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
-def test_an_interrupt_cancels_what_runs_in_the_thread() -> None:
+def test_an_interrupt_cancels_the_run_in_the_thread() -> None:
     """Ctrl-C, or a notebook's stop button, ends a run that would go on for ever."""
     ended: list[str] = []
 

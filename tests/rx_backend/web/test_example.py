@@ -56,7 +56,7 @@ def test_a_completion(client: openai.OpenAI) -> None:
         client.completions.create(model="m", prompt="a")
 
 
-def test_a_prompt_that_was_cut_within_a_character(server: Server) -> None:
+def test_a_prompt_cut_within_a_character(server: Server) -> None:
     """JSON can say so, where a page has cut a text by its length; the rest of it is answered."""
     for path, asked in (
         ("completions", r'"prompt":"\ud83d"'),
@@ -73,7 +73,7 @@ def text_of(body: str, name: str) -> str:
     return "".join(re.findall(rf'"{name}":"([^"]*)"', body))
 
 
-def test_a_chat_that_is_resumed(server: Server) -> None:
+def test_a_resumed_chat(server: Server) -> None:
     """The same request with the id of the last event gets the rest."""
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json={**ASKED, "stream": True}) as response:

@@ -136,7 +136,7 @@ def test_a_chat_without_text_has_a_role() -> None:
 
 
 @pytest.mark.parametrize("form", [CHAT, COMPLETION])
-def test_what_has_nothing_for_the_client_is_left_out(form: Format) -> None:
+def test_items_without_client_content_are_omitted(form: Format) -> None:
     """Handshakes, bare events, and chunks whose character is incomplete."""
     nothing = [LLMEngineOutput(), Annotated(comment=["ping"]), LLMEngineOutput([1], text="")]
     assert written(form, *nothing) == "data: [DONE]\n\n"
@@ -219,7 +219,7 @@ def test_a_held_back_character_has_its_logprobs() -> None:
     assert made[0]["logprobs"]["content"][0]["logprob"] == -0.5
 
 
-def test_text_that_nobody_makes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_text_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Once a stream."""
     written(CHAT, LLMEngineOutput([1]), LLMEngineOutput([2]))
     assert caplog.text.count("operators.detokenize") == 1
@@ -270,7 +270,7 @@ def test_an_error_among_json_items() -> None:
 
 @pytest.mark.parametrize("form", [CHAT, COMPLETION, JsonItems()])
 @pytest.mark.parametrize("wrong", ["a\nb", "a\rb", "a\x00b", "é"])
-def test_an_id_that_would_break_the_line_is_left_out(form: Format, wrong: str) -> None:
+def test_an_id_that_would_break_the_line_is_omitted(form: Format, wrong: str) -> None:
     """As is the name of an event."""
     made = written(form, Annotated(LLMEngineOutput([1], text="a"), wrong, wrong))
     assert made.startswith("data: ")
@@ -283,7 +283,7 @@ def test_event_ids(form: Format) -> None:
     assert made.startswith("id: s:1\ndata: ")
 
 
-def test_half_a_character_is_replaced() -> None:
+def test_half_a_surrogate_pair_is_replaced() -> None:
     """A detokenizer that cuts one in two makes it; two halves in one chunk are whole again."""
     chunks = [LLMEngineOutput([1], text=text) for text in ("a\ud83d", "\ud83d\ude00")]
     texts = [choice["delta"]["content"] for choice in choices(CHAT, *chunks)]

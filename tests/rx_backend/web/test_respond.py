@@ -79,7 +79,7 @@ def contents(client: Client) -> list[str | None]:
 
 
 @pytest.mark.rows("A1")
-def test_an_item_is_sent_in_the_turn_it_comes() -> None:
+def test_an_item_is_sent_in_the_iteration_it_arrives() -> None:
     """The headers with the first token, each token when the engine has it; the end is no abort."""
     served = Served(1.0, word("a"), 2.0, word("b"), 3.0, LLMEngineOutput.stop())
     client = asked(served)
@@ -91,7 +91,7 @@ def test_an_item_is_sent_in_the_turn_it_comes() -> None:
     assert not served.context.is_stopped
 
 
-def test_proxies_are_asked_to_pass_it_on() -> None:
+def test_proxies_are_told_not_to_buffer() -> None:
     """No cache keeps it, nothing compresses it, and nginx does not collect it."""
     client = asked(Served(word("a"), LLMEngineOutput.stop(), headers={"X-Mine": "1"}))
     assert client.headers == {
@@ -117,7 +117,7 @@ def test_proxies_are_asked_to_pass_it_on() -> None:
         (KeyError("/srv/secret"), 500, ("the engine failed", "server_error")),
     ],
 )
-def test_a_failure_ahead_of_the_first_token_has_a_status(
+def test_a_failure_before_the_first_token_has_a_status(
     where: str, error: Exception, status: int, told: tuple[str, ...]
 ) -> None:
     """Of its own, and OpenAI's error object; the text of an untyped exception is not for clients."""
@@ -133,13 +133,13 @@ def test_a_failure_ahead_of_the_first_token_has_a_status(
     assert served.engine.aborts == []
 
 
-def test_an_error_terminal_ahead_of_the_first_token_has_a_status() -> None:
+def test_an_error_terminal_before_the_first_token_has_a_status() -> None:
     """With the engine's message, which is written for clients."""
     client = asked(Served(LLMEngineOutput.error("no memory left")))
     assert (client.status, json.loads(client.body)["error"]["message"]) == (500, "no memory left")
 
 
-def test_a_failure_that_quotes_half_a_character_has_its_status() -> None:
+def test_a_failure_with_unencodable_text_has_its_status() -> None:
     """As where a client sent a character cut in two, and the engine says what is wrong with it."""
     client = asked(Served(InvalidArgument("not known: \ud83d")))
     assert client.status == 400
@@ -169,7 +169,7 @@ async def test_headers_first() -> None:
     assert data_of(client)[-1]["error"]["code"] == "CannotConnect"
 
 
-def test_keep_alive_comes_in_silence_only() -> None:
+def test_keep_alive_is_sent_only_in_silence() -> None:
     """After so long without an event; it is a line, without the blank one that makes an event."""
     served = Served(word("a"), 1.5, word("b"), 5.0, LLMEngineOutput.stop(), keep_alive_s=2.0)
     client = asked(served)
@@ -184,7 +184,7 @@ class Fails(Exception):
 @pytest.mark.rows("A2", "S7")
 @pytest.mark.parametrize("headers_first", [False, True])
 @virtual
-async def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(
+async def test_a_disconnect_before_the_headers_is_one_abort(
     headers_first: bool,
 ) -> None:
     """Though it is their sending that fails."""
@@ -287,7 +287,7 @@ async def test_middleware_gets_a_response(at: float) -> None:
     st.booleans(),
 )
 @virtual
-async def test_a_client_that_leaves_is_one_abort(
+async def test_a_disconnect_is_one_abort(
     at: float, keep_alive_s: float | None, headers_first: bool, fails: bool
 ) -> None:
     """In the set-up, in the prefill, between two tokens: at once, and nothing is left."""
@@ -307,7 +307,7 @@ async def test_a_client_that_leaves_is_one_abort(
 
 @pytest.mark.rows("S4")
 @virtual
-async def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
+async def test_a_client_that_does_not_read_pauses_the_engine() -> None:
     """And is let go of when it leaves."""
     served = Served(*[word("a")] * 9, LLMEngineOutput.stop(), keep_alive_s=1.0)
     client = Client(reads=2)
@@ -319,7 +319,7 @@ async def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
 
 @pytest.mark.rows("A2", "S7")
 @virtual
-async def test_a_client_that_takes_nothing_has_left() -> None:
+async def test_a_client_that_never_reads_times_out() -> None:
     """After the time for it, however long its connection stays open; one that is slow is served."""
     script = [step for _ in range(20) for step in (1.0, word("a"))]
     served = Served(*script, LLMEngineOutput.stop(), send_timeout_s=4.0)
@@ -348,7 +348,7 @@ async def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
 
 
 @virtual
-async def test_a_shutdown_waits_for_no_engine() -> None:
+async def test_a_shutdown_does_not_wait_for_engines() -> None:
     """The last event is out before the engine has closed: the process may end any moment."""
     engine = ScriptedEngine(word("a"), 9.0, closing=[5.0])
     client = Client()
@@ -365,7 +365,7 @@ async def test_a_shutdown_waits_for_no_engine() -> None:
 
 
 @virtual
-async def test_the_last_event_of_a_shutdown_waits_for_no_slow_client() -> None:
+async def test_the_last_event_of_a_shutdown_does_not_wait_for_slow_clients() -> None:
     """Longer than a second."""
     served, client = Served(word("a"), word("b")), Client(reads=1)
     asking = asyncio.create_task(served.ask(client))
@@ -386,7 +386,7 @@ def test_head_opens_the_stream_and_pulls_nothing() -> None:
     assert served.context.is_killed
 
 
-def test_head_is_refused_as_get_is() -> None:
+def test_head_is_rejected_like_get() -> None:
     """With the status of a set-up that fails, and without a body."""
     client = asked(Served(setup=[CannotConnect("no engine")]), method="HEAD")
     assert (client.status, client.body) == (503, b"")
@@ -395,7 +395,7 @@ def test_head_is_refused_as_get_is() -> None:
 
 @pytest.mark.rows("S7")
 @virtual
-async def test_head_closes_a_stream_that_is_there() -> None:
+async def test_head_closes_an_existing_stream() -> None:
     """It is not left to the garbage collector."""
     engine = ScriptedEngine(9.0)
     stream = await EngineAdapter(engine).generate(REQUEST)
@@ -425,7 +425,7 @@ def test_a_background_task_runs_at_the_end() -> None:
 
 
 @virtual
-async def test_a_stream_that_is_there_already() -> None:
+async def test_an_existing_stream_can_be_sent() -> None:
     """It may be given as it is: a stream of the adapter, or any iterator of items."""
     engine = ScriptedEngine(word("a"), LLMEngineOutput.stop())
     stream = await EngineAdapter(engine).generate(REQUEST, RequestContext("r2"))
@@ -441,7 +441,7 @@ async def test_a_stream_that_is_there_already() -> None:
 
 
 @virtual
-async def test_a_fault_of_the_service_is_the_frameworks() -> None:
+async def test_an_exception_of_the_service_is_left_to_the_framework() -> None:
     """An exception that is no failure of a stream reaches the application's own handlers."""
 
     async def opening() -> ResponseStream[Any]:
@@ -460,7 +460,7 @@ async def test_a_fault_of_the_service_is_the_frameworks() -> None:
 
 
 @virtual
-async def test_a_failure_behind_the_error_mapping() -> None:
+async def test_a_failure_after_the_error_mapping() -> None:
     """What an iterator raises in mid-stream is an event too, and in the log."""
 
     async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
@@ -500,7 +500,7 @@ def test_a_context_has_the_trace_and_the_id() -> None:
 
 
 @pytest.mark.parametrize("given_id", ["", "a b", "a\nb", "ä", "x" * 129, "../x\x00", "'"])
-def test_an_id_that_is_not_sane_is_replaced(given_id: str) -> None:
+def test_an_unsafe_id_is_replaced(given_id: str) -> None:
     """By a random one."""
     context = context_of({"x-request-id": given_id})
     assert context.id != given_id
@@ -508,7 +508,7 @@ def test_an_id_that_is_not_sane_is_replaced(given_id: str) -> None:
 
 
 @virtual
-async def test_errors_outside_of_a_response() -> None:
+async def test_error_responses_without_a_stream() -> None:
     """A handler for the application gives them the same form."""
     from rx_backend.web import error_response
 

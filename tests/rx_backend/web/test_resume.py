@@ -116,9 +116,7 @@ ANSWER = "".join(f"{number} " for number in range(COUNT))
 @settings(max_examples=60)
 @given(st.lists(st.floats(0, 2.5), max_size=3), st.booleans())
 @virtual
-async def test_a_client_that_loses_its_connection_again_and_again(
-    times: list[float], by_items: bool
-) -> None:
+async def test_a_client_that_reconnects_repeatedly(times: list[float], by_items: bool) -> None:
     """Gets each token once, whenever that is; nobody notices, and the engine least of all."""
     async with serving(linger_s=10.0) as service:
         loop, text, last = asyncio.get_running_loop(), "", None
@@ -141,7 +139,7 @@ async def test_a_client_that_loses_its_connection_again_and_again(
 
 @pytest.mark.rows("A2")
 @virtual
-async def test_a_client_that_does_not_come_back() -> None:
+async def test_a_client_that_does_not_reconnect() -> None:
     """The answer goes on for a while, and is stopped then, once."""
     async with serving(linger_s=1.0) as service:
         client = Client(path="/chat")
@@ -316,7 +314,7 @@ async def test_a_reader_that_falls_behind() -> None:
 
 
 @virtual
-async def test_a_failure_is_there_for_those_who_come_back() -> None:
+async def test_a_failure_is_kept_for_reconnecting_clients() -> None:
     """A response that begins with it has its status."""
     async with serving(
         LLMEngineOutput([1], text="a"), 0.1, Disconnected("no room left")

@@ -84,7 +84,7 @@ def test_the_official_client_gets_the_answer(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("model", "kind"), [("refused", openai.BadRequestError), ("full", openai.InternalServerError)]
 )
-def test_a_failure_ahead_of_the_first_token(
+def test_a_failure_before_the_first_token(
     client: openai.OpenAI, model: str, kind: type[openai.APIStatusError]
 ) -> None:
     """The client raises the class for the status, with the message and the request's id."""
@@ -121,7 +121,7 @@ def test_keep_alive_is_tolerated(server: Server) -> None:
 
 @pytest.mark.rows("A2")
 @pytest.mark.parametrize("path", ["/v1", "/resumable"])
-def test_a_client_that_leaves(server: Server, path: str) -> None:
+def test_a_disconnect(server: Server, path: str) -> None:
     """Is one abort; where it may come back there is none."""
     name = uuid.uuid4().hex
     with openai.OpenAI(base_url=f"{server.url}{path}", api_key="none", max_retries=0) as client:
@@ -137,7 +137,7 @@ def test_a_client_that_leaves(server: Server, path: str) -> None:
 
 @pytest.mark.rows("A2")
 @pytest.mark.parametrize("headers_first", [False, True])
-def test_a_client_that_leaves_in_the_prefill(server: Server, headers_first: bool) -> None:
+def test_a_disconnect_during_prefill(server: Server, headers_first: bool) -> None:
     """Before there is anything to send: it is noticed at once."""
     name = uuid.uuid4().hex
     body = {"model": "prefill", "headers_first": headers_first}
@@ -152,7 +152,7 @@ def test_a_client_that_leaves_in_the_prefill(server: Server, headers_first: bool
     assert aborts(server, name) == 1
 
 
-def test_a_client_comes_back(server: Server) -> None:
+def test_a_client_resumes(server: Server) -> None:
     """By the id of the last event: it gets the rest, once, from its position."""
     url = f"{server.url}/resumable/chat/completions"
     with httpx.stream("POST", url, json={"model": "numbers"}) as response:

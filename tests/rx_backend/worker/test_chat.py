@@ -102,7 +102,7 @@ def test_a_prompt_longer_than_the_context_is_the_clients_error(client: OpenAI) -
 @pytest.mark.rows("E3", "S2", "P11")
 @pytest.mark.parametrize("answers", [1, 2, 4])
 @pytest.mark.parametrize("stream", [False, True])
-def test_every_answer_is_whole(client: OpenAI, answers: int, *, stream: bool) -> None:
+def test_every_answer_is_complete(client: OpenAI, answers: int, *, stream: bool) -> None:
     """Each has all its tokens and an end of its own, though the shorter ones end first."""
     texts: dict[int, str] = defaultdict(str)
     ends: dict[int, str | None] = {}

@@ -70,7 +70,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[Pair]:
         yield Pair(prefill, decode, client, release)
 
 
-def test_decode_goes_on_from_what_prefill_has_handed_over(pair: Pair) -> None:
+def test_decode_continues_from_the_prefill_result(pair: Pair) -> None:
     """The payload arrives as it was given, and the client gets every token once, the first too."""
     asked, got = pair.answer("c", 20)
     handed = pair.prefill.told("handed")[-1]
@@ -97,7 +97,7 @@ def test_the_decode_span_links_to_the_prefill_span(pair: Pair) -> None:
     assert roles == ["prefill", "decode"]
 
 
-def test_a_place_to_meet_is_handed_over_too(pair: Pair) -> None:
+def test_bootstrap_info_is_handed_over_too(pair: Pair) -> None:
     """Engines that transfer while both work get the place, with an id that fits our types."""
     _, got = pair.answer(BOOTSTRAP, 4)
     place = got["bootstrap_info"]
@@ -133,7 +133,7 @@ _TRIES, _HEARD_S = 5, 3.0
 
 
 @pytest.mark.rows("A2", "A4", "A5")
-def test_a_client_that_leaves_early_is_one_abort_after_the_first_token(pair: Pair) -> None:
+def test_an_early_disconnect_is_one_abort_after_the_first_token(pair: Pair) -> None:
     """While the transfer is under way there is none, then exactly one."""
     leave_early(pair, WAIT_BEFORE)
     assert pair.decode.count("abort") == 0
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_early_is_one_abort_after_the_first_token(pair: Pai
 
 
 @pytest.mark.rows("A2", "A4")
-def test_a_drained_stream_comes_to_its_first_token(pair: Pair) -> None:
+def test_a_drained_stream_reaches_its_first_token(pair: Pair) -> None:
     """With the draining pipeline this holds for an engine too that sends empty chunks before."""
     leave_early(pair, BEAT_BEFORE)
     until_told(1, pair.decode)

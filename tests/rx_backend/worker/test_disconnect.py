@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 
 @pytest.mark.rows("A2", "A3", "P3")
-def test_a_client_that_leaves_is_one_abort(receiver: Receiver, tmp_path: Path) -> None:
+def test_a_disconnect_is_one_abort(receiver: Receiver, tmp_path: Path) -> None:
     """The engine hears of it at once and once, its span tells, and the worker serves the next."""
     flags = ("--frontend", "--grace-s", "0", "--otlp", receiver.grpc)
     with (
@@ -74,7 +74,7 @@ async def leave_all(port: int, clients: int, latest_s: float) -> None:
 
 
 @pytest.mark.rows("A2", "A3")
-def test_with_heartbeats_every_client_is_heard_leave(tmp_path: Path) -> None:
+def test_with_heartbeats_every_disconnect_is_detected(tmp_path: Path) -> None:
     """
     At any moment, also while the frontend waits for the stream: each is one abort.
 

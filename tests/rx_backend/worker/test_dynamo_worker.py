@@ -77,7 +77,7 @@ def test_a_handler_named_generate_is_served_through_the_pipeline(worker: Served)
     assert until(lambda: worker.count("over r1 killed=False") == 1, worker)
 
 
-def test_a_client_that_leaves_ends_the_handlers_stream(worker: Served) -> None:
+def test_a_disconnect_ends_the_handlers_stream(worker: Served) -> None:
     """The handler hears of it by the runtime's own context, and its generator is closed."""
 
     @real_time
@@ -94,7 +94,7 @@ def test_a_client_that_leaves_ends_the_handlers_stream(worker: Served) -> None:
 
 @pytest.mark.rows("E2")
 @real_time
-async def test_what_is_no_tokens_and_other_handlers_are_served_as_they_are(worker: Served) -> None:
+async def test_other_items_and_handlers_are_served_unchanged(worker: Served) -> None:
     """A request without a prompt of tokens, another handler, one that takes no context."""
     async with endpoint() as client:
         text = {"messages": [{"role": "user", "content": "Hello"}]}

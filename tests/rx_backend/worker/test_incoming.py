@@ -34,7 +34,7 @@ def gate() -> RequestGate:
     return RequestGate(lambda: EngineShutdown("no more"))
 
 
-def test_a_stream_that_another_thread_drops_is_one_less() -> None:
+def test_a_stream_dropped_in_another_thread_is_uncounted() -> None:
     """The runtime's threads do so; a waiter on an idle loop is woken."""
 
     async def run() -> None:
@@ -60,7 +60,7 @@ def test_a_stream_that_another_thread_drops_is_one_less() -> None:
 
 
 @real_time
-async def test_a_closed_gate_refuses_new_requests_only() -> None:
+async def test_a_closed_gate_refuses_only_new_requests() -> None:
     """Those in flight continue; each can be stopped, and one that has ended is left alone."""
     one, contexts = gate(), [Context() for _ in range(3)]
     streams = [counting(one, context) for context in contexts]

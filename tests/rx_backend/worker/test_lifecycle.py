@@ -229,7 +229,7 @@ async def test_the_steps_come_in_order_and_take_their_time() -> None:
 
 
 @virtual
-async def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -> None:
+async def test_requests_in_flight_finish_and_new_ones_are_refused() -> None:
     """During the grace period requests are still taken; afterwards those in flight go on."""
     life = Life()
     old, late, refused = Request(20), Request(12), Request(1)
@@ -245,7 +245,7 @@ async def test_requests_in_flight_end_by_themselves_and_new_ones_are_refused() -
 
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 45), (True, 48)])
 @virtual
-async def test_the_deadline_stops_what_is_left(*, deaf: bool, cleaned_at: float) -> None:
+async def test_the_deadline_stops_remaining_requests(*, deaf: bool, cleaned_at: float) -> None:
     """At the deadline the rest is stopped; what does not hear it is failed, ahead of `cleanup`."""
     life = Life()
     request = Request(1000, deaf=deaf)
@@ -270,7 +270,7 @@ async def test_prefill_waits_until_it_is_quiescent(quiescent_at: float, drained_
 
 
 @virtual
-async def test_a_second_wish_skips_the_waits() -> None:
+async def test_a_second_request_to_shut_down_skips_the_waits() -> None:
     """Forced, the request is stopped at once; the engine is still cleaned up, once."""
     life = Life()
     request = Request(1000)
@@ -318,7 +318,7 @@ async def test_a_cleanup_that_hangs_has_a_deadline(forced_at: int | None, over_a
 @pytest.mark.rows("E1", "E5")
 @pytest.mark.parametrize("step", ["start", "serve", "reachable", "register"])
 @virtual
-async def test_a_failing_step_on_the_way_up_is_cleaned_up_once(step: str) -> None:
+async def test_a_failing_start_is_cleaned_up_once(step: str) -> None:
     """The typed error comes out, after one cleanup and the runtime's end; nobody was told ready."""
     life = Life()
     life.place.fails_at = step
@@ -342,7 +342,7 @@ async def test_a_config_without_a_model_is_an_error() -> None:
 
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 10), (True, 13)])
 @virtual
-async def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at: float) -> None:
+async def test_a_lost_runtime_stops_requests_in_flight(*, deaf: bool, cleaned_at: float) -> None:
     """The engine is not cleaned up under a request, unless that does not hear that it should stop."""
     life = Life()
     request = Request(1000, deaf=deaf)
@@ -356,7 +356,7 @@ async def test_a_lost_runtime_stops_what_is_in_flight(*, deaf: bool, cleaned_at:
 @pytest.mark.parametrize("fails", ["serving", "register", "ready"])
 @pytest.mark.parametrize("late", [10.5, 12.5])
 @virtual
-async def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float) -> None:
+async def test_a_failing_worker_admits_no_more_requests(fails: str, late: float) -> None:
     """Whatever fails behind the first request, one that comes while others unwind is refused."""
     life = Life()
     in_flight, refused = Request(1000, deaf=True), Request(1)
@@ -385,7 +385,7 @@ async def test_a_worker_that_fails_lets_nothing_more_in(fails: str, late: float)
 
 @pytest.mark.parametrize("restored_at", [0, 22, 23.5])
 @virtual
-async def test_a_worker_that_is_not_listed_any_more_registers_again(restored_at: float) -> None:
+async def test_an_unlisted_worker_registers_again(restored_at: float) -> None:
     """Within seconds, as often as discovery needs, and again the next time; requests go on."""
     life = Life()
     request = Request(40)
@@ -433,7 +433,7 @@ def lost_at(seconds: float, end: str | Exception) -> Callable[[], Coroutine[Any,
 @pytest.mark.rows("E7")
 @pytest.mark.parametrize("end", ["child died", OSError("child died"), asyncio.CancelledError()])
 @virtual
-async def test_a_lost_engine_passes_its_requests_on(end: str | Exception) -> None:
+async def test_a_lost_engine_has_its_requests_migrated(end: str | Exception) -> None:
     """It leaves discovery at once, fails its requests, refuses others, and is cleaned up."""
     life = Life(cleanup=2)
     life.engine.lost = lost_at(10, end)
@@ -450,7 +450,7 @@ async def test_a_lost_engine_passes_its_requests_on(end: str | Exception) -> Non
 
 @pytest.mark.rows("E7")
 @virtual
-async def test_an_engine_that_is_lost_on_its_way_out_is_not_waited_for() -> None:
+async def test_an_engine_lost_during_shutdown_is_not_awaited() -> None:
     """What is in flight when it tells goes on elsewhere, and need not wait for the deadline."""
     life = Life()
     life.engine.lost = lost_at(20, "child died")
@@ -482,7 +482,7 @@ async def test_lost_has_to_be_async(kind: str) -> None:
 
 
 @virtual
-async def test_the_first_error_is_told_when_cleanup_fails_too() -> None:
+async def test_the_first_error_is_raised_when_cleanup_fails_too() -> None:
     """A cleanup that fails is an error of its own only where nothing failed before."""
     life = Life()
     life.at(10, life.shutdown.request)
@@ -519,7 +519,7 @@ async def test_an_error_without_a_type_gets_one(step: str) -> None:
 @pytest.mark.rows("E5")
 @given(st.lists(st.floats(0, 80), min_size=1, max_size=3), st.lists(st.floats(0, 80), max_size=3))
 @virtual
-async def test_whenever_the_end_is_asked_for_the_engine_ends_once(
+async def test_a_shutdown_at_any_time_cleans_up_once(
     asked: list[float], requests: list[float]
 ) -> None:
     """Cleanup comes once, after start and before the runtime's end, and never without a start."""
@@ -551,7 +551,7 @@ async def test_a_worker_that_is_stopped_while_it_registers_is_never_ready() -> N
 
 
 @virtual
-async def test_an_end_that_was_asked_for_before_starts_nothing() -> None:
+async def test_a_shutdown_requested_before_start_starts_nothing() -> None:
     """A worker that is told to end at once neither starts nor cleans up its engine."""
     life = Life()
     life.shutdown.request()
@@ -588,7 +588,7 @@ def test_times_are_seconds_from_zero(value: float) -> None:
 @pytest.mark.rows("S6")
 @pytest.mark.parametrize("step", ["start", "health_check_payload", "drain", "cleanup"])
 @virtual
-async def test_a_cancellation_of_the_engines_own_is_unknown(step: str) -> None:
+async def test_a_cancellation_by_the_engine_is_unknown(step: str) -> None:
     """It ends the worker as an error with a kind; a drain that fails is only logged."""
     life = Life()
 
@@ -635,7 +635,7 @@ async def test_an_engine_that_exits_is_named_in_the_log() -> None:
 
 @pytest.mark.parametrize("payload", ["hello", [1], 5, True])
 @virtual
-async def test_a_health_check_that_is_no_request_is_refused(payload: Any) -> None:
+async def test_an_invalid_health_check_is_rejected(payload: Any) -> None:
     """Before anything is served; the message has the method and what it returned."""
     life = Life()
 

@@ -101,7 +101,7 @@ def test_a_request_survives_its_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.rows("E7")
-def test_a_worker_whose_engine_is_lost_passes_its_requests_on(tmp_path: Path) -> None:
+def test_a_worker_with_a_lost_engine_has_its_requests_migrated(tmp_path: Path) -> None:
     """It is out of discovery before they go on elsewhere, and ends with exit code 1."""
     with serving(tmp_path, ["agg", "agg"], engine="ChildEngine") as (client, workers):
         answer, lost, other = until_half_way(client, workers)
@@ -125,7 +125,7 @@ def listed(folder: Path) -> set[str]:
     return {path.name for path in (folder / "discovery").rglob("instances/*")}
 
 
-def test_a_worker_that_may_not_wait_passes_its_requests_on(tmp_path: Path) -> None:
+def test_a_worker_without_drain_time_has_its_requests_migrated(tmp_path: Path) -> None:
     """What is left at the end of a graceful shutdown is stopped here, and goes on elsewhere."""
     with serving(tmp_path, ["agg", "agg"], drain_s=0.1) as (client, workers):
         answer, leaving, other = until_half_way(client, workers)
@@ -156,7 +156,7 @@ def test_a_lost_decode_worker_means_prefill_again(tmp_path: Path) -> None:
         assert other.told("request")[0]["migration_link"] == again["span"]
 
 
-def test_without_migration_the_client_is_told(tmp_path: Path) -> None:
+def test_without_migration_the_client_gets_an_error(tmp_path: Path) -> None:
     """A frontend that may not move a request ends its stream with an error, after the tokens."""
     with serving(tmp_path, ["agg", "agg"], limit="0") as (client, workers):
         answer, lost, other = until_half_way(client, workers)

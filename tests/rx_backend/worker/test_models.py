@@ -39,7 +39,7 @@ def model_in(folder: Path, name: str = "model", *, tokenizer: bool = True) -> Pa
 
 
 @pytest.mark.needs("dynamo")
-def test_engine_and_clients_each_get_theirs(tmp_path: Path) -> None:
+def test_engine_and_clients_have_separate_model_names(tmp_path: Path) -> None:
     """The engine its path and arguments, the card the name, the parsers and the tokenizer."""
     model = model_in(tmp_path)
     flags = ["--model-path", str(model), "--engine-arg", "size=[1]", "--served-model-name", "mine"]
@@ -72,7 +72,7 @@ def test_a_tokenizer_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("dynamo")
-def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     """
     A placeholder would turn its text into nonsense; nothing was served, and all is cleaned up.
 

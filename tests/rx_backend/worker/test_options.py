@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], command: str) -> str:
     return error
 
 
-def test_a_flag_beats_the_environment_and_that_the_default() -> None:
+def test_a_flag_overrides_the_environment() -> None:
     """Each option comes from the first of the three that has it, with the same type."""
     options = read(
         *("--namespace", "flag", "--drain-s", "7", "--no-coalesce"),
@@ -71,7 +71,7 @@ def test_a_frontend_has_the_same_names() -> None:
     assert (options.http_host, options.http_port, options.migration_limit) == ("::1", 9000, 5)
 
 
-def test_an_address_may_come_in_one_piece() -> None:
+def test_an_address_may_be_given_as_one_url() -> None:
     """An endpoint in Dynamo's long form has all three parts, and none may be given beside it."""
     assert read("--endpoint", "dyn://one.two.three").address == ("one", "two", "three")
     assert read().address == ("dynamo", None, "generate")
@@ -81,7 +81,7 @@ def test_an_address_may_come_in_one_piece() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--http-host", "--migration-limit"])
-def test_a_flag_without_effect_is_refused(flag: str) -> None:
+def test_a_flag_without_effect_is_rejected(flag: str) -> None:
     """A worker without a frontend listens nowhere; in the environment it may be for others."""
     with pytest.raises(InvalidArgument, match=f"{flag}: no effect without --frontend"):
         read(flag, "1").check()
@@ -125,7 +125,7 @@ def test_a_bad_value_is_named(flag: str, variable: str, text: str, expected: str
         assert variable not in str(raised.value)
 
 
-def test_an_empty_part_of_an_address_is_refused() -> None:
+def test_an_empty_part_of_an_address_is_rejected() -> None:
     """An empty flag is a mistake, where an empty variable is none at all."""
     for flag in ("--namespace", "--component", "--endpoint"):
         with pytest.raises(argparse.ArgumentError, match=f"{flag}: expected a name"):
@@ -159,7 +159,7 @@ def test_an_empty_part_of_an_address_is_refused() -> None:
         ("frontend -- --size 1", "--: this command takes no engine arguments"),
     ],
 )
-def test_what_cannot_be_used_ends_the_command(
+def test_an_unusable_setting_ends_the_command(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -42,7 +42,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenAI]:
             yield client
 
 
-def test_a_tool_call_and_reasoning_are_told_apart_from_the_answer(client: OpenAI) -> None:
+def test_tool_calls_and_reasoning_are_separated_from_the_answer(client: OpenAI) -> None:
     """The client gets each in its own field; the finish reason is that of a call."""
     (choice,) = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "weather?"}], tools=[TOOL]
@@ -57,7 +57,7 @@ def test_a_tool_call_and_reasoning_are_told_apart_from_the_answer(client: OpenAI
     assert reasoning.strip() == "Paris, then."
 
 
-def test_a_streamed_tool_call_is_whole(client: OpenAI) -> None:
+def test_a_streamed_tool_call_is_complete(client: OpenAI) -> None:
     """Its parts add up to the same, and nothing of it is in the text."""
     stream = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "weather?"}], tools=[TOOL], stream=True

@@ -22,7 +22,7 @@ from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.process import frozen_heap, max_switch_interval, run_on_fast_loop
 
 
-def test_the_process_is_left_as_it_was_found() -> None:
+def test_process_settings_are_restored() -> None:
     """The switch interval is shortened, never lengthened; frozen objects are collectable again."""
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     with max_switch_interval(0.0002), frozen_heap():
@@ -52,7 +52,7 @@ def sends_at_once(connection: socket.socket) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the runtime is for Linux only, and so is this")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_what_a_server_accepts_sends_at_once(host: str) -> None:
+def test_accepted_connections_have_nodelay(host: str) -> None:
     """A connection that comes later has the option, an older one keeps what it has; none leaks."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("home", [True, False])
-def test_workers_that_are_alike_share_a_model_folder(
+def test_identical_workers_share_a_model_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, home: bool
 ) -> None:
     """The same model has the same folder, with whole files; without a home in the temporary one."""
@@ -129,7 +129,7 @@ def test_the_discovery_folder_is_private(tmp_path: Path, monkeypatch: pytest.Mon
         mode_of(default)
 
 
-def test_a_default_folder_of_another_user_is_refused(
+def test_a_default_folder_of_another_user_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where the mode could be changed, as by root; it is left as it is."""

@@ -121,7 +121,7 @@ CHECKED = {"DYN_HEALTH_CHECK_ENABLED": "true", "DYN_CANARY_WAIT_TIME": "1"}
 
 
 @pytest.mark.rows("H2")
-def test_the_probe_decides_on_the_health(tmp_path: Path) -> None:
+def test_the_probe_decides_the_health(tmp_path: Path) -> None:
     """
     A probe that fails makes the worker unhealthy, also when its first token came.
 
@@ -150,7 +150,7 @@ def test_the_probe_decides_on_the_health(tmp_path: Path) -> None:
             assert status(port, "/health") == status(port, "/live") == expected
 
 
-def test_a_worker_that_discovery_forgot_registers_again(tmp_path: Path) -> None:
+def test_a_worker_dropped_by_discovery_registers_again(tmp_path: Path) -> None:
     """As after a long freeze: within seconds, with its model, and its requests go on."""
     with (
         serve(tmp_path, PEER, *NO_GRACE, RELEASE=str(tmp_path)) as worker,
@@ -172,7 +172,7 @@ def test_a_worker_that_discovery_forgot_registers_again(tmp_path: Path) -> None:
         assert list(words(ask(client.with_options(max_retries=9), "c", 3))) == counted(3)
 
 
-def test_output_that_can_not_be_written_is_lost_and_nothing_else(tmp_path: Path) -> None:
+def test_unwritable_output_does_not_stop_the_worker(tmp_path: Path) -> None:
     """A full disk under the log, or a pipe that was closed, ends no worker."""
     with (
         Path("/dev/full").open("w") as full,
@@ -186,7 +186,7 @@ def test_output_that_can_not_be_written_is_lost_and_nothing_else(tmp_path: Path)
         assert served.ended() == 0
 
 
-def test_nothing_is_left_behind_by_a_kill(tmp_path: Path) -> None:
+def test_a_kill_leaves_nothing_behind(tmp_path: Path) -> None:
     """However often a worker without a home is killed, there is one folder for its model."""
     for _ in range(2):
         with serve(tmp_path, "CountingEngine", HOME="/dev/null") as served:
@@ -199,7 +199,7 @@ def test_nothing_is_left_behind_by_a_kill(tmp_path: Path) -> None:
     assert len(list(shared.iterdir())) == 1
 
 
-def test_a_frontend_ends_when_its_streams_have(tmp_path: Path) -> None:
+def test_a_frontend_ends_after_its_streams(tmp_path: Path) -> None:
     """A signal cuts no answer off; the exit code is 0, and the worker stays."""
     with (
         serve(tmp_path, PEER, RELEASE=str(tmp_path)) as worker,
@@ -231,7 +231,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path) -> None:
             assert second.count("cleanup") == second.count("start True") == 0
 
 
-def test_a_port_of_the_runtimes_in_use_is_named(tmp_path: Path) -> None:
+def test_a_runtime_port_in_use_is_named(tmp_path: Path) -> None:
     """The command ends with exit code 1 and the variable; a frontend uses no port for requests."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -270,7 +270,7 @@ def test_a_port_of_the_runtimes_in_use_is_named(tmp_path: Path) -> None:
         ({"DYN_SYSTEM_PORT": "TAKEN"}, "DYN_SYSTEM_HOST and _PORT: can't listen"),
     ],
 )
-def test_an_address_that_is_none_is_named(environ: dict[str, str], told: str) -> None:
+def test_an_invalid_address_is_named(environ: dict[str, str], told: str) -> None:
     """A port that is taken or that the runtime would not heed, or an address of another machine."""
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = str(taken.getsockname()[1])

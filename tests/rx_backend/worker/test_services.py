@@ -26,7 +26,7 @@ def absent(variable: str, scheme: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.needs("dynamo")
 @pytest.mark.timeout(90)
-def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_service_is_named(tmp_path: Path) -> None:
     """The error has its kind, the address without its password and the variable; exit code 1."""
     environ, message = absent("ETCD_ENDPOINTS", "http")
     with serve(tmp_path, "CountingEngine", "--discovery", "etcd", **environ) as served:
@@ -73,7 +73,7 @@ def test_one_address_that_answers_is_enough(caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
-def test_patience_ends_for_a_service_that_is_silent() -> None:
+def test_a_silent_service_times_out() -> None:
     """An address where nobody takes connections is given up in time."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def test_patience_ends_for_a_service_that_is_silent() -> None:
         ("mem", "tcp", {"DYN_EVENT_PLANE": "zmq", "NATS_SERVER": "nats://a"}, ["NATS"]),
     ],
 )
-def test_only_what_the_runtime_connects_to_is_waited_for(
+def test_only_the_runtimes_services_are_awaited(
     discovery: str, plane: str, environ: dict[str, str], names: list[str]
 ) -> None:
     """The events may need NATS too, and the runtime connects wherever there is a NATS_SERVER."""
@@ -120,7 +120,7 @@ def test_addresses_are_read_as_users_write_them(
 
 
 @pytest.mark.parametrize(("text", "patience_s"), [("5", 5.0), ("0", 30.0), ("soon", 30.0)])
-def test_the_patience_is_the_runtimes(text: str, patience_s: float) -> None:
+def test_the_timeout_is_that_of_the_runtime(text: str, patience_s: float) -> None:
     """Its variables count, and what they can't mean does not."""
     environ = {"ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS": text}
     assert [one.patience_s for one in services("etcd", "tcp", environ)] == [patience_s]

@@ -88,7 +88,7 @@ def test_a_signal_loses_no_request(tmp_path: Path) -> None:
         assert served.count("abort") == 0
 
 
-def test_an_end_that_has_to_be_forced(tmp_path: Path) -> None:
+def test_a_forced_shutdown(tmp_path: Path) -> None:
     """
     An engine that hears nothing has seconds; one that holds a thread ends the process.
 

@@ -80,7 +80,7 @@ def status(error: APIError) -> str:
         pytest.param("retried", 2, 1 + MIGRATION_LIMIT, id="retry"),
     ],
 )
-def test_a_passed_deadline_costs_one_run_of_the_engine(
+def test_an_expired_deadline_is_not_retried(
     silent: tuple[Served, OpenAI], pipeline: str, tokens: int, calls: int
 ) -> None:
     """The client gets a 504; no other run is tried unless it was asked for, and the worker stays."""
@@ -118,7 +118,7 @@ def test_the_frontend_keeps_a_connection_alive(kept_alive: OpenAI) -> None:
     ("pipeline", "arrives", "is_read"),
     [("comment", False, True), ("event", True, False), ("empty", False, True)],
 )
-def test_what_a_heartbeat_is_to_the_frontends_clients(
+def test_heartbeats_are_invisible_to_the_frontends_clients(
     kept_alive: OpenAI, pipeline: str, arrives: bool, is_read: bool
 ) -> None:
     """

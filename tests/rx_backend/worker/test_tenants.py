@@ -86,7 +86,7 @@ def test_request_ids(ask: Ask) -> None:
     assert asked["headers"]["x-request-id"] == "mine"
 
 
-def test_nothing_else_arrives(ask: Ask) -> None:
+def test_no_other_headers_arrive(ask: Ask) -> None:
     """Neither credentials nor other headers, nor the body's user and metadata."""
     secret = "nowhere-to-be-seen"
     headers = {"Authorization": f"Bearer {secret}", "baggage": f"tenant={secret}"}

@@ -122,7 +122,7 @@ def test_an_answer_with_a_finish_reason_is_complete(end: bytes) -> None:
     assert chunks[-1].completion_usage == usage(2, 2)
 
 
-def test_a_connection_that_is_lost_behind_the_finish_reason_costs_nothing() -> None:
+def test_a_connection_lost_after_the_finish_reason_is_no_failure() -> None:
     """But what the server had to tell of the usage."""
     chunks = asyncio.run(ask(data(choice(7), LAST, end=b""), cut=True))
     assert [chunk.token_ids for chunk in chunks] == [[7], [8]]
@@ -130,7 +130,7 @@ def test_a_connection_that_is_lost_behind_the_finish_reason_costs_nothing() -> N
 
 
 @pytest.mark.parametrize("odd", [{"error": "boom"}, {"usage": {"prompt_tokens": None}}], ids=str)
-def test_what_a_server_says_behind_the_finish_reason_costs_no_answer(odd: object) -> None:
+def test_an_error_after_the_finish_reason_is_no_failure(odd: object) -> None:
     """Whatever that is: the answer is complete."""
     chunks = asyncio.run(ask(data(choice(7), LAST, odd)))
     assert [str(chunk.finish_reason) for chunk in chunks] == ["None", "length"]
@@ -144,7 +144,7 @@ def test_a_stream_without_a_finish_reason_is_incomplete() -> None:
 
 
 @pytest.mark.rows("S6")
-def test_a_cut_connection_is_a_lost_one() -> None:
+def test_a_cut_connection_is_disconnected() -> None:
     """What arrived before comes out first."""
     server = ScriptedServer(streaming(data(choice(7), end=b""), cut=True))
     got: list[LLMEngineOutput] = []
@@ -215,7 +215,7 @@ async def test_an_error_status_has_a_kind(
     ],
 )
 @real_time
-async def test_an_answer_that_is_no_stream_is_told(
+async def test_an_answer_other_than_a_stream_is_reported(
     status: int, type_: str, body: bytes, kind: type[BackendError], words: str
 ) -> None:
     """With what a proxy or the server says in its place; a redirect is not followed."""
@@ -267,19 +267,19 @@ def test_an_error_inside_a_stream_ends_it(event: object, kind: type[BackendError
     assert (type(error), error.message) == (kind, "no")
 
 
-def test_what_is_no_event_is_told() -> None:
+def test_an_invalid_event_is_reported() -> None:
     """JSON that breaks off, or has another form, is shown."""
     assert "'{oops'" in str(failure(b"data: {oops\n\n"))
     assert isinstance(failure(data({"choices": [{"index": "first"}]})), Unknown)
 
 
 @pytest.mark.parametrize("raw", [b'{"message": "\xff"}', b'{"x": ' + b"[" * 100_000])
-def test_what_no_parser_reads_is_no_fault_of_the_client(raw: bytes) -> None:
+def test_an_unparsable_event_is_no_client_error(raw: bytes) -> None:
     """Bytes that are no UTF-8, and JSON that is too deep."""
     assert isinstance(failure(b"data: " + raw + b"\n\n"), Unknown)
 
 
-def test_an_endless_event_is_refused() -> None:
+def test_an_endless_event_is_rejected() -> None:
     """It is not gathered in memory."""
     error = failure(b"data: " + b"x" * 5_000, max_event_bytes=1_000)
     assert "an event of more than 1000 bytes (max)" in error.message
@@ -296,7 +296,7 @@ def test_characters_and_line_ends_may_be_cut_anywhere() -> None:
 
 
 @pytest.mark.rows("E3")
-def test_several_answers_have_a_terminal_each() -> None:
+def test_each_of_several_answers_has_a_terminal() -> None:
     """Each terminal counts its own tokens, so that their sum is the server's count."""
     stream = data(
         choice(1, index=0),
@@ -347,7 +347,7 @@ def test_log_probs_of_vllm() -> None:
     assert server.bodies[0]["return_tokens_as_token_ids"] is True
 
 
-def test_log_probs_that_are_not_whole_are_left_out() -> None:
+def test_incomplete_log_probs_are_omitted() -> None:
     """The tokens arrive all the same."""
     logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.5], "top_logprobs": [None]}
     request = PreprocessedRequest(token_ids=[1, 2], output_options=OutputOptions(logprobs=1))
@@ -356,7 +356,7 @@ def test_log_probs_that_are_not_whole_are_left_out() -> None:
 
 
 @pytest.mark.rows("E3")
-def test_an_empty_finish_reason_is_none() -> None:
+def test_an_empty_finish_reason_counts_as_none() -> None:
     """The answer goes on."""
     stream = data(choice(7, finish_reason=""), choice(9, finish_reason=""), LAST)
     chunks = asyncio.run(ask(stream))
@@ -385,7 +385,7 @@ def test_finish_and_stop_reasons(
     assert (str(chunk.finish_reason), chunk.stop_reason) == expected
 
 
-def test_a_server_of_text_gets_text() -> None:
+def test_a_text_server_gets_text() -> None:
     """The ids in its chunks are the tokenizer's."""
     server = ScriptedServer(models=[{"id": "m"}], pages={"/api/version": {"version": "0.1"}})
     stream = data(
@@ -398,7 +398,7 @@ def test_a_server_of_text_gets_text() -> None:
     assert "return_token_ids" not in server.bodies[0]
 
 
-def test_a_server_of_text_needs_a_tokenizer() -> None:
+def test_a_text_server_needs_a_tokenizer() -> None:
     """For the prompt; the start says so."""
     server = ScriptedServer(models=[{"id": "m"}], pages={"/api/version": {"version": "0.1"}})
     with pytest.raises(
@@ -409,7 +409,7 @@ def test_a_server_of_text_needs_a_tokenizer() -> None:
 
 @pytest.mark.parametrize("takes_ids", [True, False])
 @real_time
-async def test_an_unknown_server_is_asked_whether_it_takes_ids(takes_ids: bool) -> None:
+async def test_an_unknown_server_is_probed_for_token_ids(takes_ids: bool) -> None:
     """Once, at the start, with a prompt of one token."""
     server = ScriptedServer(models=[{"id": "m", "owned_by": "me"}])
 
@@ -530,7 +530,7 @@ def test_options_have_the_servers_names(kind: str, own: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_options_that_a_server_lacks_are_refused(kind: str, refused: list[str]) -> None:
+def test_options_that_a_server_lacks_are_rejected(kind: str, refused: list[str]) -> None:
     """By their names, before anything is sent."""
     server = ScriptedServer()
     error = failure(request=ALL_OPTIONS, server=server, server_kind=kind, tokenizer=Letters())
@@ -555,7 +555,7 @@ def test_options_that_a_server_lacks_are_refused(kind: str, refused: list[str]) 
         ),
     ],
 )
-def test_what_the_text_needs_is_refused_where_the_server_makes_it(
+def test_text_options_are_rejected_where_the_server_detokenizes(
     fields: dict[str, Any], refused: str
 ) -> None:
     """The frontend can't mend a text that comes from llama-server."""
@@ -564,7 +564,7 @@ def test_what_the_text_needs_is_refused_where_the_server_makes_it(
     assert error.message.endswith(f"can't honour {refused}")
 
 
-def test_a_bad_prompt_is_refused_here() -> None:
+def test_a_bad_prompt_is_rejected_before_sending() -> None:
     """Also by servers that would cut it, or make an answer of nothing."""
     assert "the prompt is empty" in str(failure(request=PreprocessedRequest(token_ids=[])))
     long = PreprocessedRequest(token_ids=[1] * 100)
@@ -646,7 +646,7 @@ async def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> 
 
 @pytest.mark.rows("E4")
 @real_time
-async def test_what_arrived_together_does_not_delay_a_stop() -> None:
+async def test_buffered_events_do_not_delay_a_stop() -> None:
     """Tokens that wait behind the one that was read are dropped, and a terminal too."""
     context = RequestContext()
     async with started(ScriptedServer(streaming(data(choice(7), choice(8), LAST)))) as engine:
@@ -660,7 +660,7 @@ async def test_what_arrived_together_does_not_delay_a_stop() -> None:
 
 @pytest.mark.rows("E3", "E4")
 @real_time
-async def test_a_stop_between_choices_of_one_event_leaves_each_its_terminal() -> None:
+async def test_a_stop_between_choices_keeps_each_terminal() -> None:
     """The event is passed on whole: an answer that ends in it is not counted as ended and dropped."""
     context = RequestContext()
     request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=2))
@@ -679,7 +679,7 @@ async def test_a_stop_between_choices_of_one_event_leaves_each_its_terminal() ->
 
 @pytest.mark.rows("E4")
 @real_time
-async def test_a_request_that_was_stopped_before_is_not_sent() -> None:
+async def test_a_stopped_request_is_not_sent() -> None:
     """It ends as cancelled."""
     context, server = RequestContext(), ScriptedServer()
     context.stop_generating()
@@ -706,7 +706,7 @@ async def test_a_dropped_stream_closes_the_connection() -> None:
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("how", ["close", "forget"])
 @real_time
-async def test_a_stream_that_is_left_closes_the_connection(how: str) -> None:
+async def test_an_abandoned_stream_closes_the_connection(how: str) -> None:
     """In mid-answer."""
     handler = Hanging(data(choice(7), end=b""))
     async with started(ScriptedServer(handler)) as engine:
@@ -720,7 +720,7 @@ async def test_a_stream_that_is_left_closes_the_connection(how: str) -> None:
 
 @pytest.mark.rows("A1")
 @real_time
-async def test_a_server_that_closes_its_connections_costs_nothing() -> None:
+async def test_a_server_that_closes_idle_connections_is_no_failure() -> None:
     """One request right behind another does not meet a connection that is being closed."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -741,7 +741,7 @@ async def test_a_server_that_closes_its_connections_costs_nothing() -> None:
         await engine.cleanup()
 
 
-def test_nobody_listens() -> None:
+def test_an_unreachable_server_fails_the_start() -> None:
     """The start fails with the address, and leaves nothing open."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -756,7 +756,7 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.rows("E7")
 @real_time
-async def test_a_server_that_is_gone_is_lost() -> None:
+async def test_a_dead_server_means_the_engine_is_lost() -> None:
     """Noticed by a request that fails; one that answers again, or refuses, is not lost."""
     server = ScriptedServer(streaming(data(choice(7), end=b""), cut=True))
     async with server.running():
@@ -834,7 +834,7 @@ def test_parameters_are_checked(options: dict[str, Any], complaint: str) -> None
         OpenAIEngine(**given)
 
 
-def test_the_extra_is_named_where_aiohttp_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_aiohttp_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing the module works without it."""
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with pytest.raises(ImportError, match=r"pip install 'rx-backend\[engine-openai\]'"):

@@ -71,7 +71,7 @@ def test_data_on_several_lines_is_one_event() -> None:
 
 
 @given(size=st.integers(1, 300))
-def test_an_event_may_not_grow_without_bound(size: int) -> None:
+def test_the_size_of_an_event_is_limited(size: int) -> None:
     """However small the parts that it comes in."""
     reader = EventReader(1_000)
     for _ in range(1_000 // size):
@@ -101,7 +101,7 @@ def test_log_probs_come_without_text() -> None:
     assert chunk == LLMEngineOutput([7], log_probs=[-0.5])
 
 
-def test_log_probs_are_left_out_where_tokens_are_missing() -> None:
+def test_log_probs_are_omitted_where_tokens_are_missing() -> None:
     """There is one for each token, or none."""
     request = PreprocessedRequest(token_ids=[1, 2], output_options=OutputOptions(logprobs=1))
     entry: dict[str, object] = {"id": 112, "token": "漢", "bytes": [230], "logprob": -0.5}
@@ -115,7 +115,7 @@ def test_log_probs_are_left_out_where_tokens_are_missing() -> None:
 
 
 @pytest.mark.rows("E4")
-def test_what_was_stopped_has_a_terminal_for_each_answer() -> None:
+def test_a_stopped_request_has_a_terminal_for_each_answer() -> None:
     """Those that were complete have theirs already."""
     request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=3))
     answers = OpenAIAnswers(request)

@@ -34,7 +34,7 @@ Item = Annotated[LLMEngineOutput]
 
 
 @real_time
-async def test_another_process_reads_on_from_every_position(nats: NatsServer) -> None:
+async def test_another_process_resumes_from_every_position(nats: NatsServer) -> None:
     """Of a running answer and of an ended one, each position is found elsewhere."""
 
     async def rest_of_all(streams: ResumableStreams, stream_id: str) -> list[list[int]]:
@@ -64,7 +64,7 @@ async def test_another_process_reads_on_from_every_position(nats: NatsServer) ->
 
 
 @real_time
-async def test_items_come_as_they_were_made(nats: NatsServer) -> None:
+async def test_items_arrive_unchanged(nats: NatsServer) -> None:
     """Everything that an item carries is the same in another process, errors too."""
 
     class Failing(CountingEngine):
@@ -151,7 +151,7 @@ async def test_an_item_that_can_not_be_stored_ends_the_answer(
 
 
 @real_time
-async def test_items_of_another_type_are_refused(nats: NatsServer) -> None:
+async def test_items_of_another_type_are_rejected(nats: NatsServer) -> None:
     """A pipeline that ends in something else than annotated items can't be resumed."""
 
     @operator
@@ -172,7 +172,7 @@ async def test_items_of_another_type_are_refused(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_a_wrong_or_a_stolen_id_is_not_found(nats: NatsServer) -> None:
+async def test_a_wrong_or_stolen_id_is_not_found(nats: NatsServer) -> None:
     """Neither one that was never given out, nor a pattern of subjects, nor another owner's."""
     wrong = ("x", "a.b", "*", ">", "", "no such-id", "é" * 22, "A" * 22)
     async with (
@@ -190,7 +190,7 @@ async def test_a_wrong_or_a_stolen_id_is_not_found(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_a_position_that_nobody_had_is_unknown(nats: NatsServer) -> None:
+async def test_a_position_beyond_the_head_is_unknown(nats: NatsServer) -> None:
     """A client that claims more than was made is told so, and leaves nothing behind."""
     async with (
         process(nats.url, CountingEngine()) as here,
@@ -204,7 +204,7 @@ async def test_a_position_that_nobody_had_is_unknown(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_an_ended_answer_is_found_until_keep_s(nats: NatsServer) -> None:
+async def test_an_ended_answer_is_found_for_keep_s(nats: NatsServer) -> None:
     """Then it is gone: here, elsewhere and on the server."""
     async with (
         process(nats.url, CountingEngine(), keep_s=1.0) as here,
@@ -302,7 +302,7 @@ async def test_readers_of_a_process_that_dies_are_forgotten(
 
 
 @real_time
-async def test_a_process_that_shuts_down_hands_its_answers_over(nats: NatsServer) -> None:
+async def test_a_process_hands_its_answers_over_at_shutdown(nats: NatsServer) -> None:
     """In mid-stream, at once: readers elsewhere do not wait for the lease."""
     first, second = CountingEngine(0.01), CountingEngine()
     async with process(nats.url, second, lease_s=600.0) as there:
@@ -318,7 +318,7 @@ async def test_a_process_that_shuts_down_hands_its_answers_over(nats: NatsServer
 
 
 @real_time
-async def test_a_lost_worker_is_resumed_below(nats: NatsServer) -> None:
+async def test_a_lost_worker_is_resumed_by_the_engine(nats: NatsServer) -> None:
     """A `FailoverEngine` resumes on its next engine; no reader notices, wherever it is."""
 
     class Lost(CountingEngine):
@@ -343,7 +343,7 @@ async def test_a_lost_worker_is_resumed_below(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_an_id_or_a_request_that_cannot_be_stored_is_refused(nats: NatsServer) -> None:
+async def test_an_id_or_request_that_can_not_be_stored_is_rejected(nats: NatsServer) -> None:
     """By name, before the engine is asked or with its stream released."""
     engine = CountingEngine()
     async with process(nats.url, engine) as here:

@@ -23,6 +23,6 @@ class Reconnecting(EndingClient):
 
 
 @virtual
-async def test_a_client_that_reconnects_is_ended_and_nobody_else() -> None:
+async def test_closing_ends_only_the_reconnecting_client() -> None:
     """Who closes it was not cancelled, and goes on."""
     await Reconnecting().end()

@@ -28,9 +28,7 @@ ENDED = pytest.mark.parametrize(
 
 @pytest.mark.rows("E3", "E4")
 @ENDED
-def test_a_stopped_request_gets_the_terminals_that_it_lacks(
-    answers: int, ended: tuple[int, ...]
-) -> None:
+def test_a_stopped_request_gets_its_missing_terminals(answers: int, ended: tuple[int, ...]) -> None:
     """One for each answer that is open, and no second one for another."""
     context = RequestContext()
     context.stop_generating()

@@ -88,7 +88,7 @@ async def answer_of(cluster: NatsCluster) -> AsyncGenerator[Answer]:
 
 
 @real_time
-async def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> None:
+async def test_an_answer_continues_when_its_leader_is_killed(tmp_path: Path) -> None:
     """`kill -9` of the server that leads the stream; it comes back later, and misses nothing."""
     with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
@@ -104,7 +104,7 @@ async def test_an_answer_goes_on_when_its_leader_is_killed(tmp_path: Path) -> No
 
 
 @real_time
-async def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_path: Path) -> None:
+async def test_an_answer_survives_a_rolling_restart(tmp_path: Path) -> None:
     """As an update of the cluster does, the leader first."""
     with nats_cluster(tmp_path) as cluster:
         async with answer_of(cluster) as answer:
@@ -118,7 +118,7 @@ async def test_an_answer_goes_on_while_all_servers_are_restarted_one_by_one(tmp_
 
 
 @real_time
-async def test_too_few_servers_are_told(tmp_path: Path) -> None:
+async def test_too_few_servers_are_reported(tmp_path: Path) -> None:
     """The option is named, and nothing is created with fewer replicas."""
     with nats_cluster(tmp_path) as cluster:
         await cluster.until_ready()
@@ -131,7 +131,7 @@ async def test_too_few_servers_are_told(tmp_path: Path) -> None:
 
 
 @real_time
-async def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -> None:
+async def test_a_single_server_is_reported_where_more_are_required(nats: NatsServer) -> None:
     """As a wrong option, which it is."""
     with pytest.raises(InvalidArgument, match=r"replicas: expected 1 .* got 3"):
         async with process(nats.url, CountingEngine(), replicas=3):
@@ -139,7 +139,7 @@ async def test_a_single_server_is_told_where_more_are_wanted(nats: NatsServer) -
 
 
 @real_time
-async def test_a_stream_that_has_less_replicas_already_is_logged(nats: NatsServer) -> None:
+async def test_an_existing_stream_with_fewer_replicas_is_logged(nats: NatsServer) -> None:
     """It keeps its own, which whoever asked for more has to know."""
     async with process(nats.url, CountingEngine()):
         pass

@@ -82,7 +82,7 @@ async def test_users_passwords_and_tokens_go_into_the_url_or_the_options(tmp_pat
     ],
 )
 @real_time
-async def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, str]) -> None:
+async def test_a_refused_login_is_reported(tmp_path: Path, connect: dict[str, str]) -> None:
     """At once, with the server's address, and without the password."""
     with nats_server(tmp_path, USER) as server:
         error = await refusal(server.url, **connect)
@@ -95,7 +95,7 @@ async def test_whoever_is_not_let_in_is_told(tmp_path: Path, connect: dict[str, 
 
 @leaves_sockets
 @real_time
-async def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> None:
+async def test_credentials_in_a_url_are_never_shown(tmp_path: Path) -> None:
     """Neither by an error nor by the log, whatever happens to the connection."""
     with nats_server(tmp_path, USER) as server:
         url = with_user(server, "ann:s3cret")
@@ -116,7 +116,7 @@ async def test_what_a_url_has_of_a_user_is_told_to_nobody(tmp_path: Path) -> Non
 
 
 @real_time
-async def test_keys_are_files_or_texts(tmp_path: Path) -> None:
+async def test_keys_may_be_files_or_text(tmp_path: Path) -> None:
     """`nkeys_seed` and `nkeys_seed_str`, for a server that knows the public key."""
     user = Key.user()
     config = {"authorization": f"{{ users: [{{ nkey: {user.public} }}] }}"}
@@ -131,7 +131,7 @@ async def test_keys_are_files_or_texts(tmp_path: Path) -> None:
 
 
 @real_time
-async def test_a_credentials_file_lets_a_user_in(tmp_path: Path) -> None:
+async def test_a_credentials_file_logs_a_user_in(tmp_path: Path) -> None:
     """For a server that trusts what an operator has signed; another account's is refused."""
     account = Key.account()
     with nats_server(tmp_path, operator_config(Key.operator(), account)) as server:
@@ -159,7 +159,7 @@ async def test_a_credentials_file_lets_a_user_in(tmp_path: Path) -> None:
     ],
 )
 @real_time
-async def test_options_of_the_client_that_do_not_fit_are_named(
+async def test_invalid_client_options_are_named(
     nats: NatsServer, connect: dict[str, Any], message: str
 ) -> None:
     """Before anything is connected; a wrong file does not hang."""
@@ -168,7 +168,7 @@ async def test_options_of_the_client_that_do_not_fit_are_named(
     assert re.search(message, error.message)
 
 
-def test_keys_without_their_package_are_told(
+def test_a_missing_package_for_keys_is_reported(
     nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What to install is in the message."""
@@ -178,7 +178,7 @@ def test_keys_without_their_package_are_told(
     assert "nkeys_seed_str needs the package nkeys: pip install nkeys" in error.message
 
 
-def test_a_url_that_is_none_is_told() -> None:
+def test_an_invalid_url_is_reported() -> None:
     """As a wrong argument."""
     error = asyncio.run(refusal("nats://127.0.0.1:port"))
     assert isinstance(error, InvalidArgument)
@@ -186,7 +186,7 @@ def test_a_url_that_is_none_is_told() -> None:
 
 
 @real_time
-async def test_tls_with_an_authority_of_ones_own(tmp_path: Path, leaks: LeakWatch) -> None:
+async def test_tls_with_a_private_authority(tmp_path: Path, leaks: LeakWatch) -> None:
     """By the context in the options; the connection is made again after a restart."""
     leaks.allow(TLS_CLOSED)
     authority = Authority(tmp_path, "authority")
@@ -205,7 +205,7 @@ async def test_tls_with_an_authority_of_ones_own(tmp_path: Path, leaks: LeakWatc
 
 @leaves_sockets
 @real_time
-async def test_a_certificate_that_does_not_fit_is_told(tmp_path: Path, leaks: LeakWatch) -> None:
+async def test_an_invalid_certificate_is_reported(tmp_path: Path, leaks: LeakWatch) -> None:
     """An unknown authority, another host's name, and a client without the certificate it needs."""
     leaks.allow(TLS_CLOSED)
     authority, stranger = Authority(tmp_path, "authority"), Authority(tmp_path, "stranger")

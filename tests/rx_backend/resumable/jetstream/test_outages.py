@@ -79,7 +79,7 @@ async def test_nothing_is_lost_when_nats_is_killed(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_nats_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
+async def test_an_unreachable_nats_is_reported_at_the_start(tmp_path: Path) -> None:
     """As `CannotConnect`, with the address; nothing is left behind."""
     server = NatsServer(tmp_path)
     source = JetStreamSource(EngineAdapter(CountingEngine()), server.url, timeout_s=0.3)
@@ -94,7 +94,7 @@ async def test_nats_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
 
 
 @real_time
-async def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
+async def test_a_server_without_jetstream_is_reported(tmp_path: Path) -> None:
     """As `CannotConnect`."""
     with (
         nats_server(tmp_path, jetstream=False) as server,
@@ -105,7 +105,7 @@ async def test_a_server_without_jetstream_is_told(tmp_path: Path) -> None:
 
 
 @real_time
-async def test_nothing_begins_while_nats_is_away(nats: NatsServer) -> None:
+async def test_nothing_starts_while_nats_is_unreachable(nats: NatsServer) -> None:
     """Neither a new answer nor a look for an old one; the engine's stream is released."""
     engine = CountingEngine()
     async with process(nats.url, engine, timeout_s=0.3) as here:
@@ -128,7 +128,7 @@ async def test_nothing_begins_while_nats_is_away(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_everything_closes_while_nats_is_away(nats: NatsServer) -> None:
+async def test_everything_closes_while_nats_is_unreachable(nats: NatsServer) -> None:
     """In mid-stream, as the owner and as a follower: no task is left, and nobody waits for long."""
     async with (
         process(nats.url, CountingEngine(0.01)) as here,
@@ -144,7 +144,7 @@ async def test_everything_closes_while_nats_is_away(nats: NatsServer) -> None:
 
 @leaves_sockets
 @real_time
-async def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) -> None:
+async def test_a_temporary_refusal_ends_nothing(nats: NatsServer) -> None:
     """Its refusal closes the client for good; a new one takes its place when the server has room."""
     async with (
         process(nats.url, CountingEngine(0.01)) as here,
@@ -164,7 +164,7 @@ async def test_a_server_that_refuses_for_a_while_ends_nothing(nats: NatsServer) 
 
 
 @real_time
-async def test_a_full_stream_is_told(nats: NatsServer) -> None:
+async def test_a_full_stream_is_reported(nats: NatsServer) -> None:
     """Running answers end with the error, new ones are refused; what was stored stays readable."""
     engine = CountingEngine()
     async with process(nats.url, engine, stored_bytes=40_000) as here:
@@ -233,7 +233,7 @@ async def test_a_stream_that_would_lose_items_is_refused(nats: NatsServer) -> No
 
 
 @real_time
-async def test_a_stream_that_was_deleted_is_told(nats: NatsServer) -> None:
+async def test_a_deleted_stream_is_reported(nats: NatsServer) -> None:
     """Running answers end with an error item, new ones are refused."""
     engine = CountingEngine(0.01)
     async with process(nats.url, engine) as here:
@@ -276,7 +276,7 @@ def test_a_bad_option_is_named(options: dict[str, object], message: str) -> None
 
 @leaves_sockets
 @real_time
-async def test_a_lost_acknowledgement_repeats_nothing(nats: NatsServer, between: Proxy) -> None:
+async def test_a_lost_acknowledgement_duplicates_nothing(nats: NatsServer, between: Proxy) -> None:
     """What was stored without its process knowing is found there, and not stored again."""
     engine = CountingEngine(0.005)
     async with (
@@ -313,7 +313,7 @@ FAULTS = st.lists(
 @leaves_sockets
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faults=FAULTS)
-def test_no_fault_of_the_network_loses_or_repeats_a_token(
+def test_no_network_fault_loses_or_duplicates_a_token(
     nats: NatsServer, faults: list[tuple[str, str, float, float]]
 ) -> None:
     """

@@ -22,9 +22,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.mark.parametrize("after", [0, 1, 20])
 @real_time
-async def test_an_answer_continues_where_its_process_was_killed(
-    nats: NatsServer, after: int
-) -> None:
+async def test_an_answer_of_a_killed_process_is_continued(nats: NatsServer, after: int) -> None:
     """SIGKILL in mid-stream: another process hands out the rest, with the whole answer's figures."""
     engine = CountingEngine()
     async with (
@@ -52,7 +50,7 @@ async def test_an_answer_continues_where_its_process_was_killed(
 
 
 @real_time
-async def test_a_reader_elsewhere_does_not_notice_that_the_process_was_killed(
+async def test_a_reader_elsewhere_does_not_notice_a_killed_process(
     nats: NatsServer,
 ) -> None:
     """One that reads along in another process gets every token once, over two takeovers."""
@@ -77,7 +75,7 @@ async def test_a_reader_elsewhere_does_not_notice_that_the_process_was_killed(
 
 
 @real_time
-async def test_a_frozen_process_appends_nothing_when_it_comes_back(nats: NatsServer) -> None:
+async def test_a_frozen_process_appends_nothing_after_it_resumes(nats: NatsServer) -> None:
     """SIGSTOP for longer than the lease: it then reads on what the other process has made."""
     async with (
         process(nats.url, CountingEngine(0.02)) as streams,

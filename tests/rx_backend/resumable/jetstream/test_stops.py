@@ -52,7 +52,7 @@ EACH_ONCE = [(0, FinishReason.CANCELLED), (1, FinishReason.STOP), (2, FinishReas
 
 @pytest.mark.rows("E3")
 @real_time
-async def test_an_engine_that_hears_no_stop(nats: NatsServer) -> None:
+async def test_an_engine_that_ignores_a_stop_is_closed(nats: NatsServer) -> None:
     """When its stream is closed, the answers that are open get a terminal each."""
     async with (
         process(nats.url, Deaf(), linger_s=0.0, stop_grace_s=0.1) as here,
@@ -68,7 +68,7 @@ async def test_an_engine_that_hears_no_stop(nats: NatsServer) -> None:
 @pytest.mark.rows("E3")
 @leaves_sockets
 @real_time
-async def test_a_process_that_hears_no_stop(nats: NatsServer, between: Proxy) -> None:
+async def test_a_stop_of_an_unresponsive_process(nats: NatsServer, between: Proxy) -> None:
     """The one that was asked to stop knows which answers have ended, though it has read nothing."""
     async with (
         process(between.url, Deaf()) as here,
@@ -85,7 +85,7 @@ async def test_a_process_that_hears_no_stop(nats: NatsServer, between: Proxy) ->
 
 @leaves_sockets
 @real_time
-async def test_an_answer_that_is_given_up_behind_a_lost_acknowledgement(
+async def test_an_answer_given_up_after_a_lost_acknowledgement(
     nats: NatsServer, between: Proxy
 ) -> None:
     """What was stored without its process knowing counts: the end is behind it, and not in it."""

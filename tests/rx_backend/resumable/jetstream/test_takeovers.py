@@ -79,7 +79,7 @@ async def test_what_cannot_be_resumed_fails(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_an_answer_is_taken_over_only_so_often(nats: NatsServer) -> None:
+async def test_takeovers_of_an_answer_are_limited(nats: NatsServer) -> None:
     """One that kills its processes would kill all."""
     async with (
         lost(nats, request(9)) as stream_id,
@@ -92,7 +92,7 @@ async def test_an_answer_is_taken_over_only_so_often(nats: NatsServer) -> None:
 
 
 @real_time
-async def test_an_answer_that_lacks_its_terminal_only_gets_it(nats: NatsServer) -> None:
+async def test_an_answer_that_lacks_only_its_terminal_gets_it(nats: NatsServer) -> None:
     """Its last token is an end token: no engine is asked."""
     taking = CountingEngine()
     async with (
@@ -112,7 +112,7 @@ async def test_an_answer_that_lacks_its_terminal_only_gets_it(nats: NatsServer) 
 
 @pytest.mark.parametrize("is_read", [True, False])
 @real_time
-async def test_a_stop_that_its_process_cannot_hear_ends_the_answer(
+async def test_a_stop_that_can_not_reach_its_process_ends_the_answer(
     nats: NatsServer, is_read: bool
 ) -> None:
     """Where it is read meanwhile, or for whoever comes later: what there is, and the end."""
@@ -155,7 +155,7 @@ async def test_a_stop_of_an_answer_that_was_taken_over(nats: NatsServer) -> None
 
 
 @real_time
-async def test_an_engine_that_does_not_take_it_ends_it(nats: NatsServer) -> None:
+async def test_an_engine_that_rejects_the_continuation_ends_the_answer(nats: NatsServer) -> None:
     """The engine's error is the answer's, for all who read it."""
 
     class Shut(CountingEngine):
@@ -179,7 +179,7 @@ async def test_an_engine_that_does_not_take_it_ends_it(nats: NatsServer) -> None
 
 
 @real_time
-async def test_many_processes_take_over_at_once(nats: NatsServer) -> None:
+async def test_concurrent_takeovers_continue_an_answer_once(nats: NatsServer) -> None:
     """One of them makes the rest, and the others hand out what it makes."""
 
     async def whole(engine: CountingEngine, stream_id: str) -> None:
