@@ -58,7 +58,7 @@ def test_markers_are_read_from_the_sources_of_tests() -> None:
 
 
 def test_missing_and_unknown_rows_are_problems() -> None:
-    """A row without a test is told, and so is a test of a row that is not there."""
+    """A row without a test is reported, and so is a test of an unknown row."""
     tests = Named({"R1": {"tests/test_a.py::test_x"}, "R9": {"tests/test_a.py::test_y"}}, {})
     assert problems(ROWS, tests) == [
         "row R2 has no test",

@@ -66,7 +66,7 @@ def asked(python: Path) -> list[str]:
 
 
 def test_the_environment_is_created_once(python: Path) -> None:
-    """With the builds that pip found, and what the pins say; after that nobody is asked."""
+    """With the builds that pip found, and what the pins say; after that no index is asked."""
     assert engines.main([]) == 0
     checking, venv, found, extra = asked(python)
     assert "--dry-run" in checking

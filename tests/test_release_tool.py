@@ -138,7 +138,7 @@ def test_other_changes_are_not_released(repository: Path) -> None:
 
 
 @needs_git
-def test_a_commit_that_fails_leaves_the_files_as_they_were(repository: Path) -> None:
+def test_a_failing_commit_restores_the_files(repository: Path) -> None:
     """As a hook may refuse it."""
     hook = repository / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """
 The web service under test; what is behind it is in the environment.
 
-``UPSTREAMS`` are servers with OpenAI's API, of which the next one goes on where one is lost.
+``UPSTREAMS`` are servers with OpenAI's API, of which the next one continues where one is lost.
 ``NATS_URL`` keeps the answers outside of the process. Without them an engine counts, with
 ``INTERVAL_S`` between two tokens. Below ``/small`` next to nothing is held of an answer.
 """

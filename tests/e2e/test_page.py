@@ -205,7 +205,7 @@ def test_a_stop_keeps_the_text(page: Page, let: Let) -> None:
 
 
 def test_an_unknown_answer_is_reported(page: Page, gate: Proxy) -> None:
-    """Is told, and another one can be asked for."""
+    """It is reported, and another one can be requested."""
     # Another page first: to change the part behind "#" alone loads nothing.
     page.driver.get("about:blank")
     page.driver.get(f"{gate.url}/#other")

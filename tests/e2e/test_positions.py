@@ -67,7 +67,7 @@ def read(client: httpx.Client, path: str, last: str | None, body: object = None)
 
 
 def test_every_position_while_the_answer_runs(server: Server) -> None:
-    """A client comes back behind each event as it comes, by turns in each of the formats."""
+    """A client resumes after each event, in each of the formats in turn."""
 
     async def rest(client: httpx.AsyncClient, id: str, path: str) -> str:
         body = FORMATS.get(path)

@@ -1,4 +1,4 @@
-"""The engine's worker is killed in mid-stream: the answer goes on at another one."""
+"""The engine's worker is killed in mid-stream: the answer continues at another one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_answer_continues_on_another_worker(
 def test_losing_every_worker_is_reported(
     house: House, official: Callable[[str], openai.OpenAI]
 ) -> None:
-    """The client is told, behind what there was; who comes back later is told the same."""
+    """The client gets an error after the last token; one that resumes later gets the same."""
     with httpx.Client(base_url=house.web.url) as client:
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
             mine = events(response)

@@ -88,7 +88,7 @@ class Call:
             raise
 
     def stick(self) -> None:
-        """Note that the engine is about to wait for ever, or for a signal."""
+        """Note that the engine is about to wait forever, or for a signal."""
         self.record.is_stuck = True
 
     async def wait_for_ever(self) -> None:
@@ -127,7 +127,7 @@ class Call:
         return LLMEngineOutput.token(self._sent - 1)
 
     def has_token(self) -> None:
-        """Note that there is a token; one in the turn of the drop counts (row A5)."""
+        """Note that there is a token; one in the iteration of the drop counts (row A5)."""
         self.record.progress += 1
         if not self.record.is_drop_over:
             self.record.has_content = True

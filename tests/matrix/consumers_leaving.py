@@ -234,7 +234,7 @@ async def loses_in_cycle(request: Request, stream: Any) -> None:
 
 @consumer()
 async def loses_while_pulling(request: Request, stream: Any) -> None:
-    """Lose the stream with a pull that is cancelled in the same turn."""
+    """Lose the stream with a pull that is cancelled in the same iteration."""
     pull = request.pull(stream)
     await request.pause()
     if pull.done():

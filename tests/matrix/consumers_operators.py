@@ -138,7 +138,7 @@ async def with_tap_async(request: Request) -> None:
 
 @asking(is_exact=False)
 async def with_drain(request: Request) -> None:
-    """Let a request that is dropped early go on to its first token."""
+    """Let a request that is dropped early continue to its first token."""
     async with operators.Drains(timeout_s=0.003, grace_s=0.002) as drains:
         context = request.context
 

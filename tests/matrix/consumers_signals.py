@@ -92,7 +92,7 @@ async def kills_from_thread_and_leaves(request: Request, stream: Any) -> None:
 
 @consumer()
 async def stops_and_leaves(request: Request, stream: Any) -> None:
-    """Stop and close, or lose the stream, in one turn."""
+    """Stop and close, or lose the stream, in one iteration."""
     await request.some(stream)
     request.signal()
     request.drop()
@@ -130,7 +130,7 @@ async def cancelled_and_stops_later(request: Request, stream: Any) -> None:
 
 @consumer()
 async def notifies_and_leaves(request: Request, stream: Any) -> None:
-    """Stop, and have the first token told in the turn of the drop (row A5)."""
+    """Stop, and have the first token told in the iteration of the drop (row A5)."""
     request.signal()
     if request.rng.random() < 0.5:
         request.notify()

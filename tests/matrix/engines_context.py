@@ -24,7 +24,7 @@ Answer = AsyncGenerator[Any, None]
 
 @engine()
 async def stops_itself(call: Call) -> Answer:
-    """Stop its own request in mid-stream, and go on (row A6)."""
+    """Stop its own request in mid-stream, and continue (row A6)."""
     with call.opened():
         yield call.token()
         await call.pause()

@@ -31,12 +31,12 @@ class Engine:
         drops_itself: The engine closes its own stream.
         wants_stream: The engine is given its own stream.
         has_scope_in_pull: A pull waits in a scope of anyio, which only its own task can leave.
-        hides_cancellation: A task group may fail in the turn of the consumer's cancellation, and
-            before Python 3.13 nobody can tell that from its own.
+        hides_cancellation: A task group may fail in the iteration of the consumer's cancellation,
+            and before Python 3.13 it can't be distinguished from the group's own.
         holds_task: Something that outlives the answer refers to the task that pulls, and so to all
             that a cancelled task's traceback refers to: a timer, or what anyio keeps of a scope.
         knows_task: The answer itself refers to the task that pulls, for as long as it runs.
-        is_kept: A library keeps something of each answer for ever, so that many of them grow.
+        is_kept: A library keeps something of each answer forever, so that many of them grow.
         holds_context: A thread of the engine's holds the context, so that what the context refers
             to is in use.
         counts: Its tokens can be counted, so that their order is checked (row S1).

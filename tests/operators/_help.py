@@ -399,7 +399,7 @@ async def by_losing_it(owner: Owner) -> None:
 
 
 async def later(item: Any) -> Any:
-    """Return the item in another turn of the loop; for ``map_async``."""
+    """Return the item in another iteration of the loop; for ``map_async``."""
     await asyncio.sleep(0)
     return item
 

@@ -45,7 +45,7 @@ def test_items_are_wrapped_and_a_failure_becomes_the_last_item(
 
 @pytest.mark.rows("S6")
 def test_a_failure_of_an_earlier_operator_is_annotated(life: Life) -> None:
-    """What an operator ahead raises is a failure as well."""
+    """What an earlier operator raises is a failure as well."""
 
     def refuse(item: str) -> str:
         raise LookupError(item)
@@ -84,7 +84,7 @@ async def test_a_cancellation_raised_by_the_source_is_a_failure(
 
 @pytest.mark.rows("P6a", "S6")
 async def test_the_error_item_completes_the_stream() -> None:
-    """When the error item is handed out everything is over: a consumer may walk away."""
+    """When the error item is handed out everything is over: a consumer may stop there."""
     engine = Engine(["a"], error=FAILURE)
     stream = observed(
         engine(),

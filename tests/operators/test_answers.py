@@ -118,7 +118,7 @@ def terminal_of(index: int) -> LLMEngineOutput:
 async def stuck(
     ended: list[int], wrap: Callable[[LLMEngineOutput], Any], closed: list[float]
 ) -> AsyncGenerator[Any]:
-    """Begin three answers, end some of them, and wait for ever."""
+    """Begin three answers, end some of them, and wait forever."""
     try:
         for index in range(3):
             yield wrap(LLMEngineOutput([index], index=index))

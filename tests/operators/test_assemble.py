@@ -119,7 +119,7 @@ async def test_operators_may_be_any_iterable() -> None:
 async def test_a_failing_set_up_drops_the_stages_before_it(
     between: AnyOperator,
 ) -> None:
-    """The stages in front are closed, once, and the source too; those behind never begin."""
+    """The earlier stages are closed, once, and the source too; the later ones never start."""
 
     @operator
     def broken() -> Stage[Any, Any]:

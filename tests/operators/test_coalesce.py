@@ -59,7 +59,11 @@ def all_ids_of(seen: Received) -> list[int]:
 async def test_a_consumer_that_keeps_up_gets_the_chunks_unchanged(
     every_s: float | None, turns: int
 ) -> None:
-    """The very objects, one for one, with nothing pulled ahead and no task made; also a turn late."""
+    """
+    The very objects, one for one, with nothing pulled ahead and no task made.
+
+    Also an iteration late.
+    """
     chunks = [handshake(), *map(token, range(20)), terminal()]
     engine = Engine(chunks, every_s=every_s)
     stream = fuse(engine(), [coalesce()])

@@ -234,7 +234,7 @@ def test_it_needs_an_event_loop_in_a_pipe(name: str) -> None:
 @pytest.mark.parametrize("ending", ["complete", "fail", "dispose", "dispose-inside"])
 @settled
 async def test_it_disposes_of_its_source_once(name: str, ending: str) -> None:
-    """It subscribes when subscribed to; after an end or a drop nothing is heard of the source."""
+    """It subscribes when subscribed to; after an end or a drop nothing of the source arrives."""
     source = Source()
     subscriptions: list[abc.DisposableBase] = []
     seen = Seen()
@@ -320,7 +320,7 @@ def test_it_emits_when_its_source_does(name: str) -> None:
 @EVERY_OPERATOR
 @settled
 async def test_a_failure_after_it_closes_the_source(name: str) -> None:
-    """An operator behind that fails ends the stream there, and the engine is closed."""
+    """A later operator that fails ends the stream there, and the engine is closed."""
 
     def refuse(item: Any) -> Any:
         raise ValueError("behind")
@@ -463,7 +463,7 @@ def made_of(names: Sequence[str]) -> list[AnyOperator]:
 def test_fused_operators_give_the_same_as_a_pipe(
     names: Sequence[str], chunks: list[Any], error: Exception | None, take: int | None
 ) -> None:
-    """Pulled and pushed; and behind ``until_terminal`` there is one terminal, the last."""
+    """Pulled and pushed; and after ``until_terminal`` there is one terminal, the last."""
     is_synchronous = set(names) <= set(MADE)
     lives = (pushed, fused) if is_synchronous else (pushed_on_the_loop,)
     pulled = fused_waiting(copy.deepcopy(chunks), *made_of(names), error=error, take=take)
@@ -486,7 +486,11 @@ def test_fused_operators_give_the_same_as_a_pipe(
 def test_the_engine_is_closed_once(
     names: list[str], chunks: list[Any], error: Exception | None, at_s: float, how: str
 ) -> None:
-    """However and whenever the stream ends, with any operators in it; and the end is told once."""
+    """
+    However and whenever the stream ends, with any operators in it.
+
+    And the end is reported once.
+    """
     ended: list[str] = []
 
     async def run() -> Engine:

@@ -64,7 +64,11 @@ from tests.operators._timed import Event, consume
 def test_which_deadline_passes_when(
     options: dict[str, Any], source: str, result: str, error: type[Exception] | None
 ) -> None:
-    """Each deadline counts from where it says; an item in the turn of the expiry still comes."""
+    """
+    Each deadline counts from where it says.
+
+    An item in the iteration of the expiry still comes.
+    """
     assert_marbles(
         deadlines(**options), source=source, result=result, values=LETTERS, result_error=error
     )
@@ -149,7 +153,7 @@ async def test_the_total_deadline_runs_while_nobody_pulls() -> None:
 
 
 async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
-    """The error comes when an engine that cleans up is through with it."""
+    """The error comes when an engine has finished its clean-up."""
     engine = Engine(ends=False, closing_s=3.0)
     expired = deadlines(first_token_s=5, scope=told(lambda: engine.journal.append("stopped")))
     seen = await collect(fuse(engine(), [expired]))

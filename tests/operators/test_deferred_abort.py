@@ -176,7 +176,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A2", "A4", "S1")
     def test_the_abort_comes_before_the_first_token_is_emitted(self, life: Life) -> None:
-        """The stop waits through empty chunks; the stream goes on, its chunks unchanged."""
+        """The stop waits through empty chunks; the stream continues, its chunks unchanged."""
         journal: list[str] = []
         stop: Subject[bool] = Subject()
         chunks = [handshake(), handshake(), token(1), token(2), terminal()]
@@ -221,7 +221,7 @@ class TestDeferredAbort:
     async def test_a_notified_first_token_opens_the_gate(
         self, notified_first: bool, level: MakeLevel
     ) -> None:
-        """The notice alone is enough, in either order, without a chunk and without a pull."""
+        """The notification is enough, in either order, without a chunk and without a pull."""
         aborts: list[str] = []
         stop, notified = level(), level()
         gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
@@ -252,7 +252,7 @@ class TestDeferredAbort:
     def test_no_abort_if_the_stream_ends_before_its_first_token(
         self, life: Life, how: dict[str, Any]
     ) -> None:
-        """However it ended, a notice that comes later makes no abort, nor does a signal."""
+        """However it ended, a later notification triggers no abort, nor does a signal."""
         aborts: list[str] = []
         stop, notified = Level(), Level()
         gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
@@ -267,7 +267,11 @@ class TestDeferredAbort:
     def test_a_first_token_in_the_iteration_of_the_drop_wins(
         self, run: Life, level: MakeLevel, is_late: bool
     ) -> None:
-        """With ``call_soon`` a notice in the turn of the drop still aborts; later it does not."""
+        """
+        With ``call_soon`` a notification in the iteration of the drop still aborts.
+
+        Later it does not.
+        """
         aborts: list[str] = []
         later: list[Callable[[], None]] = []
         stop, notified = level(), level()
@@ -302,7 +306,7 @@ class TestDeferredAbort:
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("waits", [True, False])
     async def test_a_stop_while_the_engine_unwinds(self, waits: bool) -> None:
-        """Where it has no first token when it is dropped, none that it tells of then makes the abort."""
+        """A first token that it notifies only after the drop triggers no abort."""
         stop, notified, steps = Level(), Level(), list[AbortStep]()
 
         async def engine() -> AsyncGenerator[Chunk]:
@@ -332,7 +336,7 @@ class TestDeferredAbort:
     @pytest.mark.rows("A2", "S6")
     @pytest.mark.parametrize("cleaning_up_s", [0.0, 1.0])
     async def test_a_cancellation_by_the_engine_keeps_the_gate(self, cleaning_up_s: float) -> None:
-        """The stream survives it, and the first token behind it makes the abort."""
+        """The stream survives it, and the first token after it triggers the abort."""
         stop, aborts = Level(), list[float]()
 
         async def engine() -> AsyncGenerator[Chunk]:
@@ -358,7 +362,7 @@ class TestDeferredAbort:
 
     @pytest.mark.rows("A5", "S7")
     def test_a_stream_can_outlive_its_loop(self) -> None:
-        """Where there is no turn left to wait for, the gate closes at once."""
+        """Where there is no further iteration, the gate closes at once."""
         stop, steps = Level(), list[AbortStep]()
 
         def refuse(_: object) -> None:

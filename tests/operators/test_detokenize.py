@@ -100,7 +100,7 @@ def test_a_long_run_of_invalid_utf_8(broken: list[int], more: list[int]) -> None
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, fallback_tokenizer("▁a")])
 @pytest.mark.parametrize("broken", [[0xFF], [0xF0], [0x80], [0xF0, 0x9F], [0xE2, 0x82, 0xFF]])
 def test_invalid_utf_8_is_not_held_forever(tokenizer: Any, broken: list[int]) -> None:
-    """Each token costs as much as what is held; what comes behind them is not hurt."""
+    """Each token costs as much as what is held; what follows them is intact."""
     ids = broken * 40
     chunks = run([LLMEngineOutput([token_id]) for token_id in [*ids, *b"ok"]], tokenizer=tokenizer)
     silent = 0

@@ -1,4 +1,4 @@
-"""`operators.drain_until_first_token` and the `Drains` that own what goes on."""
+"""`operators.drain_until_first_token` and the `Drains` that own the drains."""
 
 from __future__ import annotations
 
@@ -82,7 +82,11 @@ BETWEEN_PULLS = [by_close, by_aclose, by_losing_it, by_losing_a_cycle]
 @pytest.mark.rows("A1", "S2")
 @pytest.mark.parametrize("pulled", [0, 1])
 async def test_a_terminal_ends_the_drain_too(pulled: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Also where no operator in front ends the stream with it; then nothing waits for it any more."""
+    """
+    Also where no earlier operator ends the stream with it.
+
+    Then nothing waits for it any more.
+    """
     engine = Engine([terminal()], ends=False, every_s=1.0, closing_s=5.0)
     notified = ReplaySubject[bool]()
     async with Drains(timeout_s=3.0) as drains:
@@ -139,7 +143,7 @@ async def test_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_the_number_limit(caplog: pytest.LogCaptureFixture) -> None:
-    """One more than the limit is closed at its drop; there is room again when one is through."""
+    """One more than the limit is closed at its drop; there is room again when one is done."""
     engines = [Engine([token(1)], ends=False, every_s=5.0) for _ in range(4)]
     async with Drains(limit=2, grace_s=0.0) as drains:
         requests = [Request(engine(), drains, label=f"r-{n}") for n, engine in enumerate(engines)]
@@ -182,7 +186,7 @@ async def test_a_stream_that_is_read_to_its_end() -> None:
 
 
 async def test_an_engine_that_never_waits_does_not_starve_other_tasks() -> None:
-    """What it still gives after the abort keeps nobody from their turn."""
+    """What it still yields after the abort does not block other tasks."""
 
     async def engine() -> AsyncGenerator[Chunk]:
         while True:
@@ -199,7 +203,7 @@ async def test_an_engine_that_never_waits_does_not_starve_other_tasks() -> None:
 
 
 async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The drain goes on to its end."""
+    """The drain continues to its end."""
 
     def abort() -> None:
         raise LookupError("no such request")
@@ -216,7 +220,11 @@ async def test_an_abort_that_raises_is_logged(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.rows("P5", "P7")
 async def test_earlier_operators_see_the_whole_drain() -> None:
-    """A span that is recorded in front has the true outcome, behind it says that it was dropped."""
+    """
+    A span recorded before it has the true outcome.
+
+    After it, the span says that it was dropped.
+    """
     spans, journal = Spans(), list[str]()
     front, behind = (spans.tracer.start_span(name) for name in ("front", "behind"))
     async with Drains() as drains:
@@ -284,7 +292,7 @@ class TestDrains:
     """The owner."""
 
     async def test_closing_waits_for_running_drains(self) -> None:
-        """For what goes on, by default as long as it may; what comes after that is refused."""
+        """By default as long as they may take; later streams are not drained."""
         drains = Drains(timeout_s=10.0, grace_s=1.0)
         request = Request(Engine([token(1)], ends=False, every_s=5.0)(), drains)
         silent = Request(Engine(ends=False)(), drains)
@@ -298,7 +306,7 @@ class TestDrains:
 
     @pytest.mark.parametrize("timeout_s", [1.0, 60.0])
     async def test_closing_cuts_drains_off_at_its_limit(self, timeout_s: float) -> None:
-        """After its own time limit: what still goes on is aborted and closed."""
+        """After its own time limit, drains that still run are aborted and closed."""
         drains = Drains(timeout_s=timeout_s, grace_s=5.0)
         engine = Engine([handshake()], ends=False, every_s=1.0, closing_s=2.0)
         request = Request(engine(), drains)
@@ -353,7 +361,7 @@ class TestDrains:
     def test_a_stream_that_outlives_its_loop_is_not_drained(
         self, pulled: int, leaks: LeakWatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A stream that outlives its loop has nothing to go on in; it is closed with it."""
+        """A stream that outlives its loop has nothing to continue in; it is closed with it."""
         leaks.allow("async generator not closed")
         engine = Engine([handshake(), token(1)])
         drains = Drains()
@@ -386,7 +394,7 @@ class TestDrains:
 
 
 async def test_without_a_scope_it_needs_the_abort() -> None:
-    """It is told when the stream is made, and names the option."""
+    """The error comes when the stream is made, and names the option."""
     with pytest.raises(TypeError, match="drain_until_first_token: abort: expected a function"):
         fuse(Engine([token(1)])(), [drain_until_first_token(drains=Drains())])
 
@@ -512,7 +520,7 @@ def test_any_timing_of_engine_and_consumer(timing: Timing) -> None:
     drop=st.sampled_from(IN_A_PULL),
 )
 def test_any_race(turns: int, engine: Sequence[str], drop: InPull) -> None:
-    """A drop in any turn beside a first token or an end: at most one abort, and nothing is left."""
+    """A drop in any iteration near a first token or an end: at most one abort, and no leak."""
 
     async def racing(closes: list[float]) -> AsyncGenerator[Chunk]:
         try:

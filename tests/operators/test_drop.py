@@ -172,7 +172,7 @@ class TestNobodyWaits:
 
     @pytest.mark.parametrize("way", [by_close, by_losing_it])
     async def test_synchronous_parts_are_released_at_once(self, way: Way) -> None:
-        """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` a turn later."""
+        """The stages' end and ``on_end`` come with the drop, the engine's ``finally`` next."""
         run = Run(quick)
         await anext(run.owner[0])
         before = [*run.journal]
@@ -186,7 +186,7 @@ class TestNobodyWaits:
         assert run.journal == [*before, "a!", "b!", "on_end", "closed"]
 
     async def test_aclose_waits_for_the_engine(self) -> None:
-        """It returns when a clean-up that takes two seconds is through, however often it is called."""
+        """It returns when a clean-up of two seconds is done, however often it is called."""
         loop = asyncio.get_running_loop()
         run = Run(slow_to_close)
         await anext(run.owner[0])
@@ -275,7 +275,7 @@ class TestNobodyWaits:
         caplog.clear()
 
     async def test_an_on_end_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        """There is nobody else to tell."""
+        """No caller could receive the error."""
 
         def refuse(_dropped: bool) -> None:
             raise LookupError
@@ -353,7 +353,7 @@ class TestATaskWaits:
     async def test_an_engine_that_swallows_the_consumers_cancellation(
         self, answer: str, pause_s: float | None
     ) -> None:
-        """Whatever it makes of it, at once or later, the cancellation goes on and is a drop."""
+        """Whatever it makes of it, at once or later, the cancellation continues and is a drop."""
 
         async def stubborn(journal: list[str]) -> AsyncGenerator[Any]:
             try:
@@ -436,7 +436,11 @@ class TestATaskWaits:
         assert await run.released() == DROPPED
 
     async def test_cancelling_a_wait_for_the_release_does_not_stop_it(self) -> None:
-        """The stream was at its end; the clean-up goes on although nobody waits for it any more."""
+        """
+        The stream was at its end.
+
+        The clean-up continues although no task waits for it any more.
+        """
         loop = asyncio.get_running_loop()
         engine = Engine([terminal(), token(1)], closing_s=5.0)
         stream = fuse(engine(), [until_terminal()])

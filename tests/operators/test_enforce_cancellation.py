@@ -72,7 +72,7 @@ def test_the_engine_has_the_grace_period_and_no_longer(
 
 
 async def test_an_engine_that_never_waits_is_cut_off_too() -> None:
-    """Where neither engine nor consumer lets the event loop have a turn, no timer is needed."""
+    """Where neither engine nor consumer yields to the event loop, no timer is needed."""
     kill: Subject[Any] = Subject()
 
     async def deaf() -> AsyncGenerator[Chunk]:
@@ -89,7 +89,7 @@ async def test_an_engine_that_never_waits_is_cut_off_too() -> None:
 
 @pytest.mark.rows("S3")
 async def test_an_engine_may_end_by_itself_on_a_kill() -> None:
-    """An engine that answers a kill within the turn ends the stream by itself."""
+    """An engine that answers a kill within the iteration ends the stream by itself."""
     kill: ReplaySubject[Any] = ReplaySubject()
     killed: list[Any] = []
     kill.subscribe(killed.append)

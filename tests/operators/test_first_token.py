@@ -25,7 +25,7 @@ from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal, tok
 def test_the_callback_gets_the_first_chunk_with_tokens(
     source: str, result: str, subscription: str, called: str
 ) -> None:
-    """Chunks pass when they come; the first with tokens is told once, at its own time."""
+    """Chunks pass when they come; the callback gets the first with tokens once, at its own time."""
     test = Marbles(LETTERS)
     played = test.cold(source)
     told: list[tuple[int, Chunk]] = []

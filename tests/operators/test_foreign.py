@@ -228,7 +228,7 @@ class TestPull:
         ],
     )
     async def test_an_operator_that_completes_closes_the_source(self, make: Make) -> None:
-        """With its last item: ours behind it are through, and the engine is not pulled beyond."""
+        """With its last item: later operators have ended, and the engine is not pulled further."""
         engine = Engine(range(9))
         journal: list[str] = []
         stream = fuse(engine(), [same(), make(), spy(journal)])
@@ -332,7 +332,7 @@ class TestTime:
     async def test_a_timeout_closes_a_silent_engine(
         self, make: Make, items: list[int], is_failure: bool
     ) -> None:
-        """In time, and closed; its clean-up is waited for by nobody."""
+        """In time, and it is closed; no task waits for its clean-up."""
         engine = Engine([1], ends=False, closing_s=3.0)
         stream = fuse(engine(), [same(), make(), same()])
         assert [await anext(stream) for _ in items] == items
@@ -385,7 +385,7 @@ class TestErrors:
         ],
     )
     async def test_an_operator_that_fails_closes_the_engine(self, make: Make) -> None:
-        """For ours ahead it is a drop, for ours behind a failure, also where it would be logged."""
+        """For earlier operators it is a drop, for later ones a failure, even if it is logged."""
         journal: list[str] = []
         engine = Engine([1, 2])
         stream = fuse(engine(), [spy(journal, "a"), make(), spy(journal, "b")])
@@ -448,7 +448,7 @@ class TestErrors:
     async def test_an_interrupt_is_never_swallowed(
         self, of: str, signal: type[BaseException]
     ) -> None:
-        """It comes out of the pull; a cancellation of the operator's own making is a failure."""
+        """It comes out of the pull; a cancellation raised by the operator is a failure."""
         is_failure = signal is asyncio.CancelledError
 
         async def step(item: int) -> int:
@@ -505,7 +505,7 @@ class TestErrors:
     async def test_a_stream_can_be_subscribed_to_only_once(
         self, make: Make, error: Exception | None
     ) -> None:
-        """An operator that turns to its source again is refused, and the error says why."""
+        """An operator that subscribes to its source again is refused, and the error says why."""
         engine = Engine([1], error=error)
         async with asyncio.timeout(1.0):
             seen = await collect(fuse(engine(), [same(), make(), same()]))
@@ -769,7 +769,7 @@ class TestDrop:
     async def test_inner_streams_are_disposed_of(
         self, way: Callable[[Owner], Awaitable[None]]
     ) -> None:
-        """Those of a user, begun in a task of the library's, hear of the drop."""
+        """Those of a user, started in a task of the library, are disposed of at the drop."""
         disposed: list[int] = []
 
         def inner(item: int) -> rx.AsyncObservable[int]:

@@ -83,7 +83,7 @@ class TestConcurrency:
     """Who may pull when."""
 
     async def test_a_concurrent_pull_is_rejected(self) -> None:
-        """While a task waits in a pull, another pull is an error; the first one goes on."""
+        """While a task waits in a pull, another pull is an error; the first one continues."""
         stream = fuse(Engine([1, 2], every_s=1.0)(), [same()])
         first = asyncio.ensure_future(collect(stream))
         await asyncio.sleep(0.5)

@@ -69,7 +69,7 @@ class TestTheEnginesOwn:
         self, times: int, pause_s: float | None, cancelled_before: int
     ) -> None:
         """
-        Stages are told that it was none as soon as it is caught, not with the engine's next item.
+        Stages are notified of that as soon as it is caught, not with the engine's next item.
 
         Also in a task that had swallowed cancellations before.
         """
@@ -116,7 +116,11 @@ class TestTheEnginesOwn:
     @pytest.mark.rows("A4", "A5")
     @pytest.mark.parametrize("is_drop", [True, False])
     async def test_the_gate_stays_closed_during_a_cancellation(self, is_drop: bool) -> None:
-        """A first token that is told meanwhile opens nothing in a drop; else it does afterwards."""
+        """
+        A first token notified meanwhile opens nothing in a drop.
+
+        Otherwise it does afterwards.
+        """
         aborts: list[float] = []
         clock = asyncio.get_running_loop().time
         told: Subject[bool] = Subject()
@@ -193,7 +197,7 @@ class TestNobodyWaits:
     async def test_a_cancelled_consumer_does_not_wait_for_clean_up(
         self, answer: str, between: list[AnyOperator], cancelled_s: float
     ) -> None:
-        """It has left at once, and the engine's clean-up goes on to its end."""
+        """It has left at once, and the engine's clean-up continues to its end."""
         loop = asyncio.get_running_loop()
         closed: list[float] = []
 
@@ -265,7 +269,7 @@ class TestNobodyWaits:
         """
         Also where another operator would make one of whatever is raised.
 
-        It reaches the consumer at once, and the engine's clean-up goes on to its end.
+        It reaches the consumer at once, and the engine's clean-up continues to its end.
         """
 
         @operator
@@ -336,7 +340,7 @@ class TestClosedPulls:
         assert (engine.closed, await pull) == (1, Seen([], "completed"))
 
     async def test_a_pull_that_never_started_can_be_closed(self) -> None:
-        """Closing it disturbs nothing: the next pull goes on."""
+        """Closing it disturbs nothing: the next pull continues."""
         stream = fuse(Engine([1, 2])(), [same()])
         stream.__anext__().close()
         assert await collect(stream) == Seen([1, 2], "completed")

@@ -509,7 +509,7 @@ def test_everything_is_released_whenever_the_stream_is_dropped(
     at_s: float | None,
     how: str,
 ) -> None:
-    """At any moment: what was begun has ended, the engine is closed, the end was told, once."""
+    """At any moment: what was begun has ended, the engine is closed, the end was reported, once."""
     ledger = Ledger()
     ended: list[str] = []
 

@@ -121,7 +121,7 @@ def chunk_of(words: list[str]) -> LLMEngineOutput:
 @pytest.mark.rows("E6")
 @given(words=WORDS, count=st.integers(0, 6))
 def test_the_cut_chunk_has_the_first_tokens(words: list[str], count: int) -> None:
-    """Everything that is told by token is cut alike, and the chunk itself is left alone."""
+    """All per-token data is cut alike, and the chunk itself is unchanged."""
     chunk = chunk_of(words)
     before = copy.deepcopy(chunk)
     assert first_tokens(chunk, count) == chunk_of(words[:count])
@@ -131,7 +131,7 @@ def test_the_cut_chunk_has_the_first_tokens(words: list[str], count: int) -> Non
 
 @pytest.mark.parametrize("tokens", [None, ["a", None, "c"], ["a", "b"], ["x", "y", "z"]])
 def test_text_that_can_not_be_cut_is_removed(tokens: Any) -> None:
-    """It would tell of tokens that are gone; likewise the sum of log probabilities."""
+    """It would describe removed tokens; likewise the sum of log probabilities."""
     chunk = LLMEngineOutput([1, 2, 3], tokens=tokens, text="abc", cum_log_probs=-3.0)
     assert first_tokens(chunk, 2).text is None
     assert first_tokens(chunk, 2).cum_log_probs is None

@@ -76,7 +76,11 @@ STEPS = st.sampled_from(["put", "put", "put", "get", "get", "end", "fail", "clos
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=20))
 def test_any_sequence_of_events(history: list[tuple[str, int]]) -> None:
-    """Items come in order, once; the first end counts, behind what waits; an error is raised once."""
+    """
+    Items come in order, once; the first end counts, after what waits.
+
+    An error is raised once.
+    """
 
     async def run() -> None:
         box, model = Mailbox[int](), Model()

@@ -159,7 +159,7 @@ def test_the_outcome_is_that_of_the_delivered_items(
     ids=["terminal", "error-item", "terminal-as-json", "error-item-as-json"],
 )
 def test_a_drop_after_the_last_item_does_not_count(last: Any) -> None:
-    """A consumer that was handed the terminal or the error item may walk away."""
+    """A consumer that received the terminal or the error item may stop there."""
     record = tracker()
     # What an error item in its JSON form was made of.
     record.failure = GONE
@@ -198,7 +198,7 @@ def test_observers_are_called_once_and_independently(caplog: pytest.LogCaptureFi
 
 @pytest.mark.rows("P7")
 def test_a_failing_is_cancelled_counts_as_false(caplog: pytest.LogCaptureFixture) -> None:
-    """The observer hears of the end all the same."""
+    """The observer is notified of the end all the same."""
 
     def refuse() -> bool:
         raise LookupError

@@ -112,7 +112,7 @@ async def test_an_early_error_terminal_is_raised(reason: Failed) -> None:
 
 @pytest.mark.rows("S6")
 async def test_a_later_failure_comes_out_of_the_stream() -> None:
-    """Once the stream has shown that it works, what happens is told by the stream."""
+    """Once the stream has shown that it works, failures come out of the stream."""
     stream = await peek_first(peekable(Engine([token(1)], error=LookupError("gone"))))
     seen = await collect(stream)
     assert (seen.items, repr(seen.error)) == ([token(1)], "LookupError('gone')")

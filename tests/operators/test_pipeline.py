@@ -190,7 +190,7 @@ def test_an_operator_in_the_wrong_phase_is_rejected(
 @pytest.mark.rows("O1")
 @given(added=st.lists(ANY, max_size=5))
 def test_with_operators_puts_each_into_its_phase(added: list[tuple[str, AnyOperator]]) -> None:
-    """One that takes chunks goes behind those, any other one to the end, in the order given."""
+    """One that takes chunks goes after those, any other one to the end, in the order given."""
     made = TWO.with_operators(*(each for _, each in added))
     assert made.chunks == (*TWO.chunks, *(each for takes, each in added if takes == "chunks"))
     assert made.items == (*TWO.items, *(each for takes, each in added if takes != "chunks"))

@@ -179,7 +179,7 @@ class TestTheLastItem:
     async def test_the_last_item_of_a_stream_that_an_operator_ends(
         self, way: str, count: int
     ) -> None:
-        """For those ahead the source had completed, where they knew; before it, that is a drop."""
+        """For later operators the source has completed; for earlier ones it is a drop."""
 
         @operator
         def ending() -> Stage[Any, Any]:
@@ -329,7 +329,7 @@ class TestDrop:
         assert noted == ["generator 7", "engine 7"] * pulled
 
     async def test_an_adopted_source_stays_open(self) -> None:
-        """``is_adopted``: the source outlives the stream, and its stages are not told of a drop."""
+        """``is_adopted``: the source outlives the stream, and its stages see no drop."""
         journal: list[str] = []
         kept: list[FusedRun[Any]] = []
 
@@ -349,7 +349,7 @@ class TestDrop:
         assert (journal, engine.closed) == (["1", "2", "3", "|"], 1)
 
     async def test_it_may_close_its_source_from_another_task(self) -> None:
-        """From another task: the pull ends without an item, and the generator goes on."""
+        """From another task: the pull ends without an item, and the generator continues."""
 
         @operator
         async def impatient(source: FusedRun[Any]) -> AsyncGenerator[Any]:
@@ -366,7 +366,7 @@ class TestDrop:
 
     @pytest.mark.rows("S6")
     async def test_a_generator_that_swallows_the_consumers_cancellation(self) -> None:
-        """The cancellation goes on all the same."""
+        """The cancellation continues all the same."""
 
         @operator
         async def stubborn(source: FusedRun[Any]) -> AsyncGenerator[Any]:

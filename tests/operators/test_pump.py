@@ -86,7 +86,7 @@ class TestHandlers:
     """``on_item`` and ``on_end`` as coroutine functions."""
 
     @pytest.mark.rows("S4")
-    async def test_a_demand_made_while_an_item_is_handled_is_the_next_pull(self) -> None:
+    async def test_a_demand_during_handling_is_the_next_pull(self) -> None:
         """It is pulled when the handler has returned, and not before."""
         engine = Engine([1, 2, 3])
         pulls: list[tuple[int, int]] = []
@@ -181,7 +181,7 @@ class TestSlowClient:
     def test_everything_comes_out_in_order_and_bounded(
         self, period_ms: int, client_ms: int, every_ms: int, count: int
     ) -> None:
-        """The engine goes on, what waits is bounded, and the request ends."""
+        """The engine continues, what waits is bounded, and the request ends."""
 
         async def run() -> None:
             engine = Engine(range(count), every_s=every_ms / 1000)
@@ -281,7 +281,7 @@ class TestSlowClient:
     async def test_a_burst_from_a_timer_is_bounded(
         self, listed: list[AnyOperator], burst: int, name: str | None
     ) -> None:
-        """A burst of an engine that it holds back and lets go; the error says what to do instead."""
+        """A burst of items held back and then released; the error says what to do instead."""
         engine = Engine(range(burst), closing_s=5.0)
         seen = await collect(fuse(engine(), listed))
         if name is None:
@@ -318,7 +318,7 @@ class TestPump:
     async def test_a_timeout_of_the_engine_ends_the_stream(
         self, name: str, client_s: float
     ) -> None:
-        """Whether it fires in a pull or while the client is away, the client is told."""
+        """Whether it fires in a pull or between pulls, the client gets the error."""
 
         async def engine() -> AsyncGenerator[int]:
             async with asyncio.timeout(0.1):

@@ -115,7 +115,7 @@ class TestOutcomes:
     def test_cancelled_says_whether_a_stop_was_requested(
         self, life: Life, spans: Spans, stopped: bool
     ) -> None:
-        """A cancelled terminal of the engine's own making is one without a stop."""
+        """A cancelled terminal that the engine sends by itself is one without a stop."""
         chunks = [token(1), terminal(reason="cancelled")]
         life(chunks, record_span(start(spans), is_cancelled=lambda: stopped))
         attributes = written(spans)
@@ -147,7 +147,7 @@ class TestOutcomes:
 
     @pytest.mark.rows("P4")
     async def test_a_failing_set_up_of_a_later_operator_is_a_drop(self, spans: Spans) -> None:
-        """When a later operator can't start, there is nothing to tell but that it was dropped."""
+        """When a later operator can't start, the only outcome is a drop."""
 
         @operator
         def refuse() -> Stage[Any, Any]:
@@ -190,7 +190,7 @@ class TestOutcomes:
     @pytest.mark.rows("P6a", "P7")
     @pytest.mark.parametrize("with_times", [True, False])
     async def test_the_terminal_completes_the_request(self, spans: Spans, with_times: bool) -> None:
-        """Who takes the terminal and walks away has completed it: the span has ended by then."""
+        """A consumer that stops after the terminal has completed it: the span has ended by then."""
         times = ticking(0, 1)
         stream = fuse(
             Engine([terminal(1), token(2)])(),
@@ -245,7 +245,7 @@ class TestSpans:
 
     @pytest.mark.rows("P8")
     def test_a_span_that_is_not_recording_costs_nothing(self, life: Life) -> None:
-        """No chunk is looked at and nothing is asked for what nobody records."""
+        """No chunk is inspected and no callback is called for a span that does not record."""
 
         def refuse(*_: object) -> Any:
             raise AssertionError("asked for nothing")

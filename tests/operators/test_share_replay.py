@@ -120,7 +120,7 @@ async def test_a_hot_source_is_received_from_the_first_subscription() -> None:
 
 @pytest.mark.rows("O6")
 async def test_timers_stay_on_the_loop() -> None:
-    """Those of the source, and those of operators behind it; also where it was made before the loop."""
+    """Those of the source, and of later operators; also where it was made before the loop."""
     ticks = reactivex.interval(1.0).pipe(ops.take(3), share_replay())
     late: list[tuple[float, int]] = []
     delayed = ticks.pipe(ops.delay(10.0))
@@ -181,7 +181,7 @@ def test_subscribing_without_a_loop() -> None:
 
 
 async def test_a_subscription_keeps_the_stream() -> None:
-    """A pipe that nobody holds goes on, as any in Rx."""
+    """A pipe without references continues, as any in Rx."""
     engine = Engine("abc", every_s=1.0)
     seen, _ = watch(share_replay()(engine()).pipe(ops.map(str.upper)))
     gc.collect()

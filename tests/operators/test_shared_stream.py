@@ -56,7 +56,11 @@ async def waiting(reader: Reader[Any]) -> asyncio.Task[Any]:
 async def test_the_source_is_at_most_max_ahead(
     ahead: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is pulled up to *ahead* items beyond the fastest reader, and without it when one waits."""
+    """
+    It is pulled up to *max_ahead* items beyond the fastest reader.
+
+    With 0, only while one waits.
+    """
     engine = Engine(range(10))
     shared = SharedStream(engine(), max_ahead=ahead)
     assert engine.pulls == 0
@@ -165,7 +169,7 @@ async def test_held_items_are_copies() -> None:
 
 
 async def test_a_reader_that_is_too_slow_fails() -> None:
-    """A reader behind what is held fails, and leaves; there is never a gap."""
+    """A reader whose next item was dropped fails, and leaves; there is never a gap."""
     shared = SharedStream(Engine(range(9))(), log=ItemLog(3))
     quick, slow = shared.read(), shared.read()
     for _ in range(3):
@@ -243,7 +247,7 @@ async def test_a_failures_traceback_does_not_grow_with_readers() -> None:
 
 @pytest.mark.rows("S6")
 async def test_a_cancellation_by_the_source_is_a_failure() -> None:
-    """A ``CancelledError`` that nobody asked for fails the readers, and cancels none of them."""
+    """An unrequested ``CancelledError`` fails the readers, and cancels none of them."""
     shared = SharedStream(Engine("a", error=asyncio.CancelledError())())
     seen: list[str] = []
     with pytest.raises(SourceCancelled):
@@ -254,7 +258,11 @@ async def test_a_cancellation_by_the_source_is_a_failure() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("idle", [False, True])
 async def test_cancelling_the_pulling_task_fails_the_readers(idle: bool, fused: bool) -> None:
-    """Readers don't wait for ever; to a stream that is the source it is a drop, as any consumer's."""
+    """
+    Readers don't wait forever.
+
+    To a stream that is the source it is a drop, as any consumer's.
+    """
     engine = Engine("ab", every_s=1.0)
     told: list[BaseException | None] = []
     journal: list[str] = []
@@ -280,7 +288,7 @@ async def test_cancelling_the_pulling_task_fails_the_readers(idle: bool, fused: 
 
 
 async def test_closing_while_readers_wait() -> None:
-    """They get what is held, then an error that says so; who comes later too."""
+    """They get what is held, then an error that says so; later readers too."""
     engine = Engine("abc", every_s=1.0, closing_s=5.0)
     told: list[BaseException | None] = []
 
@@ -384,7 +392,11 @@ async def test_the_source_is_closed_with_the_last_reader(
 
 
 async def test_on_abandoned_is_called_once() -> None:
-    """With a callback the source goes on to its end, which it is told to hasten; once."""
+    """
+    With a callback the source continues to its end.
+
+    The callback is called once, to hasten it.
+    """
     engine = Engine(range(9), every_s=1.0)
     told: list[float] = []
     shared = SharedStream(engine(), linger_s=2.0, on_abandoned=lambda: told.append(now()))
@@ -407,7 +419,7 @@ async def test_on_abandoned_is_called_once() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("error", [None, GONE])
 async def test_on_end_is_called_once(error: Exception | None, fused: bool) -> None:
-    """The owner is told of it once, also where no reader waits for it, and readers come later."""
+    """The owner is notified once, also where no reader waits for it and readers come later."""
     engine = Engine("ab", every_s=1.0, error=error)
     told: list[BaseException | None] = []
 
@@ -494,7 +506,7 @@ async def test_a_failing_callback_is_logged(
 
 
 async def test_without_linger_s_it_is_never_abandoned(caplog: pytest.LogCaptureFixture) -> None:
-    """With ``linger_s=None`` the source goes on without readers, once one was there."""
+    """With ``linger_s=None`` the source continues without readers, once one was there."""
     engine = Engine(range(5), every_s=1.0)
     shared = SharedStream(engine(), linger_s=None)
     await asyncio.sleep(3.0)
@@ -562,7 +574,7 @@ async def test_a_source_that_has_ended_and_is_released(
 
 
 async def test_a_source_that_swallows_a_cancellation() -> None:
-    """It is closed nevertheless, and what it makes of the cancellation reaches nobody."""
+    """It is closed nevertheless, and what it does with the cancellation has no effect."""
     closed: list[float] = []
 
     async def stubborn() -> AsyncGenerator[str]:
@@ -591,7 +603,7 @@ async def test_a_source_that_swallows_a_cancellation() -> None:
 @pytest.mark.parametrize("linger_s", [0.0, 60.0, None])
 @pytest.mark.parametrize("pulled", [False, True])
 async def test_a_stream_without_references_is_closed(linger_s: float | None, pulled: bool) -> None:
-    """Nobody can come back to a stream without references, so its source is closed at once."""
+    """A stream without references can't be read again, so its source is closed at once."""
     engine = Engine("ab", every_s=1.0)
     shared = SharedStream(engine(), linger_s=linger_s)
     reader = shared.read()
@@ -614,7 +626,7 @@ async def test_a_stream_without_references_is_closed(linger_s: float | None, pul
 
 @pytest.mark.rows("S7")
 async def test_a_reader_keeps_the_stream() -> None:
-    """Whoever holds a reader alone has the whole stream."""
+    """A reference to a reader keeps the whole stream alive."""
     engine = Engine("ab", every_s=1.0)
     reader = SharedStream(engine()).read()
     gc.collect()
@@ -768,7 +780,7 @@ def test_a_reader_on_another_event_loop_is_rejected() -> None:
 
 
 async def test_a_concurrent_read_is_rejected() -> None:
-    """The second is refused, and the first goes on."""
+    """The second is refused, and the first continues."""
     shared = SharedStream(Engine("ab", every_s=1.0)())
     reader = shared.read()
     first = await waiting(reader)
@@ -977,7 +989,7 @@ def test_any_sequence_of_readers(
     linger_s: float,
     visits: list[Visit],
 ) -> None:
-    """Whoever comes, goes, lags and comes back: no gap, no more pulls than allowed, one clean-up in time."""
+    """Readers come, go, lag and return: no gap, no pull too many, one clean-up in time."""
     world = World(delays_s, end, ahead, buffer, linger_s)
 
     async def main() -> None:

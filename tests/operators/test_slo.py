@@ -558,7 +558,7 @@ class TestSnapshots:
 
     @pytest.mark.parametrize("wrong", [None, 5, SloWindows(), b"{}"], ids=repr)
     def test_only_snapshots_are_merged(self, wrong: Any) -> None:
-        """Windows themselves, and a snapshot in JSON, are told of by name."""
+        """Windows themselves, and a snapshot in JSON, are rejected by name."""
         snapshot = SloWindows().snapshot()
         with pytest.raises(TypeError, match=r"SloSnapshot\.merge: others: expected snapshots, got"):
             snapshot.merge(snapshot, wrong)

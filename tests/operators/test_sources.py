@@ -134,7 +134,11 @@ class TestBoth:
     @KINDS
     @pytest.mark.parametrize("cancelled", [True, False])
     async def test_a_drop_while_a_task_waits(self, kind: Kind, cancelled: bool) -> None:
-        """Cancelled, the task is through with the source; closed by another, it sees the end."""
+        """
+        If cancelled, the task is done with the source.
+
+        Closed by another task, it sees the end.
+        """
         counted = Counted(99)
         source = kind(counted)
         pulling = asyncio.create_task(collect(source))
@@ -159,8 +163,8 @@ class TestBoth:
         assert counted.subscribed == 0
 
     @KINDS
-    async def test_a_concurrent_pull_is_refused(self, kind: Kind) -> None:
-        """The later task is told; the earlier is not disturbed."""
+    async def test_a_concurrent_pull_is_rejected(self, kind: Kind) -> None:
+        """The later task gets an error; the earlier is not disturbed."""
         source = kind(Counted())
         pulling = asyncio.create_task(collect(source))
         await asyncio.sleep(0.5)
@@ -319,7 +323,7 @@ class TestAsyncObservable:
         assert await rest == Seen([0, 1, 2], "completed")
 
     async def test_a_source_that_continues_after_a_drop_does_not_block_the_loop(self) -> None:
-        """Even if its disposing stops nothing, others get their turn while it sends."""
+        """Even if disposing of it stops nothing, other tasks run while it sends."""
         sending: list[asyncio.Task[None]] = []
 
         async def send_for_ever(observer: rx.AsyncObserver[int]) -> None:
@@ -337,7 +341,7 @@ class TestAsyncObservable:
         sending[0].cancel()
 
     async def test_a_disposal_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It disturbs nobody, and the library's tasks end all the same."""
+        """It does no harm, and the library's tasks end all the same."""
 
         async def subscribe(observer: rx.AsyncObserver[int]) -> rx.AsyncDisposable:
             async def dispose() -> None:

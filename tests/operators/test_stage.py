@@ -109,7 +109,7 @@ class TestEnd:
     @pytest.mark.rows("S7")
     @pytest.mark.parametrize(("how", "end"), ENDS)
     def test_the_end_arrives_at_the_yield(self, life: Life, how: dict[str, Any], end: str) -> None:
-        """Completed, the exception, or GeneratorExit; every operator hears of it, once."""
+        """Completed, the exception, or GeneratorExit; every operator is notified, once."""
         journal: list[str] = []
         life([1, 2], spy(journal, "a"), spy(journal, "b"), **how)
         assert journal[:4] == ["a1", "b1", "a2", "b2"]
@@ -145,7 +145,7 @@ class TestEnd:
     def test_items_at_the_end_are_handed_out(
         self, life: Life, returned: bool, error: Exception | None, words: Any, items: list[int]
     ) -> None:
-        """What is handed out at the end still goes out, through the operators behind."""
+        """What is handed out at the end still comes out, through the later operators."""
 
         @operator
         def speak() -> Stage[Any, Any]:
@@ -198,7 +198,7 @@ class TestEnd:
         ],
     )
     def test_returning_ends_the_stream(self, life: Life, words: Any, items: list[int]) -> None:
-        """It is a drop for the operators ahead, and an ordinary end for those behind."""
+        """It is a drop for earlier operators, and an ordinary end for later ones."""
 
         @operator
         def first() -> Stage[Any, Any]:
@@ -215,7 +215,7 @@ class TestEnd:
         ]
 
     async def test_returning_before_the_first_item_closes_the_source(self) -> None:
-        """The source is closed without having been pulled, and the operators ahead are dropped."""
+        """The source is closed without having been pulled, and earlier operators are dropped."""
 
         @operator
         def stop_at_once() -> Stage[Any, Any]:
@@ -229,7 +229,7 @@ class TestEnd:
         assert (source.journal, journal) == (["closed"], ["!"])
 
     def test_a_failure_is_a_drop_for_earlier_operators(self, life: Life) -> None:
-        """Those ahead are closed first; those behind see the exception, and one may swallow it."""
+        """Earlier ones are closed first; later ones see the exception, and one may swallow it."""
 
         @operator
         def refuse() -> Ints:
@@ -253,7 +253,7 @@ class TestEnd:
     def test_a_failing_release_does_not_prevent_others(
         self, life: Life, form: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What it raises in a drop is logged with the operator's name: there is nobody else to tell."""
+        """What it raises in a drop is logged with the operator's name."""
 
         def refuse(*_: object) -> Any:
             raise LookupError("broken release")
@@ -408,7 +408,7 @@ class TestStepAside:
         assert life([1, 2], chosen(), chosen()) == Seen([1, -2], "completed")
 
     def test_a_condition_that_raises_fails_the_stream(self, life: Life) -> None:
-        """The operators ahead are dropped, its own operator is closed, those behind see the error."""
+        """Earlier operators are dropped, its own operator is closed, later ones see the error."""
         journal: list[str] = []
 
         @operator
@@ -492,7 +492,7 @@ class TestCallbacks:
         assert ends == [told]
 
     def test_the_end_is_reported_once_when_the_step_fails(self, life: Life) -> None:
-        """A stage that fails, or ends the stream by ``complete_with``, hears of the end once too."""
+        """A stage that fails, or ends the stream by ``complete_with``, is notified once too."""
         ends: list[str] = []
 
         @callbacks(shared=True)

@@ -76,7 +76,7 @@ async def test_a_cancellation_raised_by_the_observer_is_a_failure() -> None:
 
 
 async def test_the_buffer_within_an_iteration_is_limited(caplog: pytest.LogCaptureFixture) -> None:
-    """A source that never waits fills the buffer; what is beyond it is missed, counted and told."""
+    """A source that never waits fills the buffer; the rest is missed, counted and logged."""
     seen: list[int] = []
     counts = TapCounts()
     stream = fuse(Engine(range(4))(), [tap(seen.append, limit=3, counts=counts)])
@@ -127,7 +127,7 @@ async def test_items_that_a_slow_observer_misses_are_counted_and_logged(
 async def test_missed_items_are_logged_when_the_observer_is_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Also where it got all the rest in time; one that misses nothing is not told of."""
+    """Also where it got all the rest in time; an observer that misses nothing is not logged."""
 
     async def slow(item: int) -> None:
         await asyncio.sleep(1.0)

@@ -133,7 +133,7 @@ def shout() -> Stage[Any, Any]:
 def test_a_step_sees_the_held_text_at_any_end(
     life: Life, error: Exception | None, *, has_terminal: bool
 ) -> None:
-    """At a terminal, at an end without one and in front of a failure: nothing comes out behind it."""
+    """At a terminal, at an end without one and before a failure: nothing comes out after it."""
     chunks = [LLMEngineOutput([n], text=text) for n, text in enumerate(("so. an", "d"))]
     chunks += [LLMEngineOutput.stop()] if has_terminal else []
     seen = life(chunks, shout(), error=error)
@@ -181,7 +181,7 @@ def test_a_terminal_outlives_its_text(life: Life) -> None:
 
 
 def test_an_answer_ends_once() -> None:
-    """Also where its terminal, which has no text, is held behind the last character that stays."""
+    """Also where its terminal, which has no text, is held after the last character that stays."""
     tail = TextTail()
     tail.add(LLMEngineOutput([1], text="ab"))
     tail.add(LLMEngineOutput.length())

@@ -37,7 +37,7 @@ def counts(prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
 def test_the_terminal_has_the_usage_and_every_end_is_reported(
     source: str, result: str, told: tuple[int, int]
 ) -> None:
-    """Chunks pass when they come; whatever the end is, it is told once."""
+    """Chunks pass when they come; whatever the end is, it is reported once."""
     ends: list[tuple[int, int]] = []
     counting = usage(3, counts, on_end=ends.append)
     assert_marbles(counting, source=source, result=result, values=VALUES)
@@ -63,7 +63,7 @@ def test_every_token_is_counted_once(
 
 
 def test_the_engine_own_usage_is_kept(life: Life) -> None:
-    """The engine knows better (cached tokens, say), and what is told is what the client was told."""
+    """The engine knows better (cached tokens, say), and the report has what the client received."""
     own = protocols.usage(30, 20)
     ends: list[CompletionUsage] = []
     chunks = [LLMEngineOutput.token(7), LLMEngineOutput.stop().with_usage(own)]

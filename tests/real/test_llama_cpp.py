@@ -114,7 +114,7 @@ async def test_min_tokens_takes_precedence_over_a_stop_token(tiny_model: RealMod
 @pytest.mark.rows("E4")
 @real_time
 async def test_a_stop_or_a_drop_frees_the_cache(tiny_model: RealModel) -> None:
-    """In the middle of a prompt or of an answer: the rest goes on, and nothing is left."""
+    """In the middle of a prompt or of an answer: the rest continues, and nothing is left."""
     prompt = tiny_model.prompts(1, length=1500)[0]
     short = tiny_model.prompts(1)[0]
     async with running(tiny_model, max_batch=2, batch_tokens=8) as engine:
@@ -221,7 +221,7 @@ async def test_log_probs_match_the_logits(tiny_model: RealModel) -> None:
 @pytest.mark.rows("E1", "E5")
 @real_time
 async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> None:
-    """It tells its limits; cleanup may come early, late and twice, and ends what runs."""
+    """It returns its limits; cleanup may come early, late and twice, and ends running requests."""
     fresh = LlamaCppEngine(tiny_model.gguf)
     await fresh.cleanup()
     with pytest.raises(EngineShutdown):

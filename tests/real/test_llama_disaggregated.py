@@ -121,7 +121,7 @@ async def test_a_prefill_engine_is_not_quiescent_while_a_cache_waits(
 def test_a_disconnect_in_mid_transfer_frees_the_cache(
     tiny_model: RealModel, flags: tuple[str, ...], left: tuple[str, bool, str]
 ) -> None:
-    """With the gate nothing stays at the prefill engine; without it the cache does, for ever."""
+    """With the gate nothing stays at the prefill engine; without it the cache does, forever."""
     done = subprocess.run(
         [sys.executable, "llama_leaving_client.py", str(tiny_model.gguf), *flags],
         cwd=ROOT / "examples",

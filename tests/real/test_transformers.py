@@ -227,7 +227,7 @@ async def test_a_stop_in_mid_prefill_frees_the_blocks(tiny_model: RealModel) -> 
 @pytest.mark.rows("E7")
 @real_time
 async def test_a_dead_batching_thread(tiny_model: RealModel) -> None:
-    """Is told of; what is open and what comes later fails with `Disconnected`."""
+    """It is reported; open and later requests fail with `Disconnected`."""
     prompts = tiny_model.prompts(2)
     engine = made(tiny_model)
     async with running(engine):

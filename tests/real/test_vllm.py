@@ -162,7 +162,7 @@ def test_min_tokens_takes_precedence_over_a_stop_token(vllm: Running) -> None:
 
 
 def test_a_prompt_that_was_read_before_is_cached(vllm: Running) -> None:
-    """The usage tells how much of it."""
+    """The usage says how much of it."""
     prompt = vllm.model.prompts(1)[0]
     full = asking((prompt * LONGEST)[: LONGEST - 9], 9)
     vllm.run(vllm.chunks(full))

@@ -96,7 +96,7 @@ def test_a_non_engine_is_rejected(make: Callable[[Any], object], value: object) 
     ],
 )
 def test_an_invalid_option_is_rejected(option: str, given: object) -> None:
-    """It is told when the adapter is made, not by the first request."""
+    """The error comes when the adapter is made, not with the first request."""
     options: dict[str, Any] = {option: given}
     with pytest.raises(
         InvalidArgument, match=rf"{option}: expected .*, got {re.escape(repr(given))}"
@@ -179,7 +179,7 @@ async def test_a_request_of_another_type_is_rejected(field: str, value: Any, mes
 @pytest.mark.parametrize("place", [0, 1])
 @virtual
 async def test_a_malformed_chunk_is_one_error_item(step: Step, message: str, place: int) -> None:
-    """It names what was wrong and ends the stream; the engine is closed, the span tells."""
+    """It names what was wrong and ends the stream; the engine is closed, the span records it."""
     spans = Spans()
     engine = ScriptedEngine(*[token(7)] * place, step, token(8), stop())
     *chunks, error = await collect(await adapter_of(engine, spans=spans).generate(request()))
@@ -227,7 +227,7 @@ def adding(value: Any) -> Callable[[RequestScope], Any]:
 async def test_a_pipeline_error_is_found_before_the_engine_is_called(
     pipeline: Callable[[RequestScope], Pipeline], kind: type[BackendError], message: str
 ) -> None:
-    """It is a failure like one of `generate`: a fault of the service is not told as the client's."""
+    """It fails like `generate`: a fault of the service is not reported as the client's."""
     spans = Spans()
     engine = ScriptedEngine(token(1), stop())
     with pytest.raises(BackendError, match=message) as raised:

@@ -60,6 +60,8 @@ def test_invalid_arguments_are_rejected(
         (file_path, [Path("a")]),
     ],
 )
-def test_what_is_accepted(check: Callable[[str, object], object], values: list[object]) -> None:
+def test_valid_values_are_accepted(
+    check: Callable[[str, object], object], values: list[object]
+) -> None:
     """The bounds themselves too; the value is returned."""
     assert [check("this", value) for value in values] == values

@@ -167,7 +167,7 @@ async def test_a_failing_close_does_not_affect_the_stream(
 async def test_a_setup_failure_reaches_the_caller(
     raised: Exception, kind: type[BackendError]
 ) -> None:
-    """From a coroutine or from ``generate`` itself: typed, the cause kept, and told on the span."""
+    """From a coroutine or from ``generate`` itself: typed, with its cause, and on the span."""
 
     class Refusing:
         def generate(self, *_: object) -> object:

@@ -49,7 +49,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_run_prints_the_table_and_writes_files(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run says what it replayed, shows the figures, and tells where the files are."""
+    """A run says what it replayed, shows the figures, and says where the files are."""
     arguments = ["run", "--limit", "15", "--out", "there", "--no-plot", "--cancel-rate", "0.5"]
     assert main([*arguments, "--seed", "3"]) == 0
     out = capsys.readouterr().out
@@ -196,7 +196,7 @@ def replayed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_with_an_engine_and_a_pipeline(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table and the summary tell which they were, and show what they do."""
+    """The table and the summary name them, and show what they do."""
     chosen = "--engine replayed:Small --pipeline replayed:three --vocab-size 50 --virtual"
     given = "--model-path tiny --engine-arg context=90"
     assert main(["run", *chosen.split(), *given.split(), "--limit", "9", "--no-plot"]) == 0

@@ -334,7 +334,11 @@ def test_a_signal_after_the_loop_has_closed_is_harmless() -> None:
 @pytest.mark.rows("C4")
 @pytest.mark.parametrize("decode", [True, False])
 def test_the_first_token_is_recorded_once_in_decode_mode(decode: bool) -> None:
-    """The notice is latched like the signals; a second one, and one in other modes, does nothing."""
+    """
+    The notification is latched like the signals.
+
+    A second one, and one in other modes, does nothing.
+    """
     context = RequestContext()
     context.bind(None, decode=decode)
     early = heard(context.first_token())
@@ -375,7 +379,11 @@ def test_a_child_has_the_signals_of_its_parent(
 
 @pytest.mark.rows("C1", "C4")
 def test_a_child_can_be_stopped_separately() -> None:
-    """Neither its parent nor another child is stopped; the first-token notice is its own too."""
+    """
+    Neither its parent nor another child is stopped.
+
+    Its first-token notification is its own too.
+    """
     context = RequestContext()
     context.bind(None, decode=True)
     child, other = context.child(), context.child()
@@ -558,7 +566,7 @@ def test_a_child_made_during_a_kill_is_killed(place: str) -> None:
 @pytest.mark.rows("C1", "C3")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_kill_sets_stop_and_kill_together(place: str) -> None:
-    """Looking, listening or making a child in the middle of a kill finds no mere stop."""
+    """Checking, listening or making a child in the middle of a kill never sees only the stop."""
     at, has_come = 0, True
     while has_come:
         context = RequestContext("r1")

@@ -197,7 +197,11 @@ async def test_any_async_iterator_is_accepted(form: Form) -> None:
 @FORMS
 @virtual
 async def test_a_clean_end(form: Form) -> None:
-    """Chunks come in order, none behind the terminal; span and engine are closed by it; spans nest."""
+    """
+    Chunks come in order, none after the terminal; span and engine are closed by it.
+
+    Spans nest.
+    """
     spans = Spans()
 
     def work(_: RequestContext) -> None:

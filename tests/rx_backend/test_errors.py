@@ -358,7 +358,7 @@ def test_to_dynamo_takes_any_exception() -> None:
 
 
 def test_an_error_raised_from_a_dynamo_exception_is_not_replaced_by_it() -> None:
-    """An engine that says more than its cause is heard."""
+    """An engine that reports more than its cause is not ignored."""
     error = chained(EngineShutdown("gpu lost"), dynamo_errors.Disconnected("gpu lost"))
     assert isinstance(error, BackendError)
     assert type(to_dynamo(error)) is dynamo_errors.EngineShutdown

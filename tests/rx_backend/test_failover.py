@@ -316,7 +316,7 @@ async def test_several_answers_are_never_assumed_complete() -> None:
 async def test_the_end_of_one_answer_is_not_that_of_all(
     ended: int, loss: list[Disconnected]
 ) -> None:
-    """An engine that is lost behind it is lost, and why no other one goes on is told as ever."""
+    """An engine lost after it is lost, and why no other one continues is reported as usual."""
     end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=ended)
     engine = FailoverEngine(ScriptedEngine(token(8), end, *loss), Mortal())
     with capture_logs() as log:
@@ -394,7 +394,7 @@ async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
 async def test_a_stop_concurrent_with_an_end(mode: str) -> None:
-    """Before the first pull, or in the turn of a drop, the engine is aborted all the same."""
+    """Before the first pull, or in the iteration of a drop, the engine is aborted all the same."""
     for pulls in (0, 1):
         engine, context, began = Mortal(), RequestContext("r1"), now()
         adapter = adapter_of(FailoverEngine(engine), mode)
@@ -434,7 +434,7 @@ async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
 @pytest.mark.rows("S2")
 @virtual
 async def test_after_the_terminal_nothing_is_resumed() -> None:
-    """An error behind it passes as it is, for who pulls on."""
+    """An error after it passes unchanged to a consumer that pulls on."""
     error, spare = Disconnected("late"), Mortal()
     engine = FailoverEngine(ScriptedEngine(token(1), stop(), error), spare)
     chunks = engine.generate(counting_request(), RequestContext())

@@ -157,7 +157,7 @@ def test_no_abort_overtakes_its_request(
     An engine is aborted once it was asked, and only then; one that was never asked is left alone.
 
     Wherever a stop, or the other engine's token, comes: before the first pull, during ``generate``,
-    or in the turn of the loop in which the second engine would be asked.
+    or in the iteration of the loop in which the second engine would be asked.
     """
     log: list[str] = []
 
@@ -186,7 +186,7 @@ def test_no_abort_overtakes_its_request(
     ],
 )
 @virtual
-async def test_what_is_not_hedged(fields: dict[str, Any]) -> None:
+async def test_requests_that_are_not_hedged(fields: dict[str, Any]) -> None:
     """What only one engine can take, and a health check."""
     slow, fast = Mortal(delay_s=60), Mortal()
     engine = HedgedEngine(slow, fast, after_s=1)

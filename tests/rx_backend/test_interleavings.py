@@ -2,7 +2,7 @@
 Random interleavings of everybody who has a hand in a request, against a small model of the rows.
 
 A history is a list of turns, one second apart in virtual time. What is in one turn happens without
-the event loop having a chance in between, so that races within a turn are among the histories.
+the event loop having a chance in between, so that the histories include races within an iteration.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Rows:
     output_tokens: int = 0
 
     def happens(self, event: str) -> None:
-        """Take what happens within a turn, in order."""
+        """Take what happens within an iteration, in order."""
         match event:
             case "stop" | "kill":
                 self.is_stopped = True  # C1: and stays so

@@ -405,7 +405,7 @@ async def test_items_in_their_json_form_are_read(end: Step, reason: str) -> None
 @pytest.mark.parametrize("place", PHASES)
 @virtual
 async def test_tokens_of_an_engine_without_ids(place: str) -> None:
-    """They are those of the terminal's usage, also where operators stand behind."""
+    """They are those of the terminal's usage, also with later operators."""
     terminal = replace(stop(), completion_usage=usage(3, 5))
     engine = ScriptedEngine(LLMEngineOutput(text="a b"), LLMEngineOutput(text="c"), terminal)
     served = await serve(engine, pipeline=before(place, ops.do_action()))
@@ -415,7 +415,7 @@ async def test_tokens_of_an_engine_without_ids(place: str) -> None:
 @pytest.mark.rows("O2", "P6a")
 @virtual
 async def test_on_outcome_gets_the_same_outcome_at_any_position() -> None:
-    """A pipeline's outcome is one, whether its observer stands in front or behind what cuts."""
+    """A pipeline has one outcome, with its observer before or after the operator that cuts."""
     for place in [*standard_pipeline.names, "items"]:
         seen: list[Any] = []
         watching = on_outcome(seen.append)
@@ -643,10 +643,10 @@ async def failing_on_items(source: FusedRun[Any]) -> AsyncGenerator[Any]:
 @pytest.mark.parametrize("failing", [failing_flush, failing_behind, failing_on_items])
 @pytest.mark.parametrize("leaves", [True, False])
 @virtual
-async def test_a_client_that_leaves_with_the_terminal(
+async def test_a_client_that_disconnects_with_the_terminal(
     spans: Spans, failing: Callable[[], AnyOperator], leaves: bool
 ) -> None:
-    """It was handed the terminal; one that reads on gets the failure behind it, and that counts."""
+    """It was handed the terminal; one that reads on gets the failure after it, and that counts."""
     adapter = metered(ScriptedEngine(token(1), stop()), spans, Meters())
     try:
         async with await adapter.with_operators(failing()).generate(request()) as stream:
@@ -679,7 +679,7 @@ def copying() -> Stage[Any, Any]:
 )
 @pytest.mark.parametrize("taken", [2, 3, 4])
 @virtual
-async def test_a_client_that_leaves_before_a_copy_of_the_end(
+async def test_a_client_that_disconnects_before_a_copy_of_the_end(
     spans: Spans, last: Step, expected: dict[str, str], taken: int
 ) -> None:
     """The first of an operator's copies completes the request; without one it was dropped."""
@@ -723,7 +723,7 @@ async def test_a_subscriber_that_disposes_in_an_operators_step(spans: Spans) -> 
 @pytest.mark.parametrize("ended", [0, 1, 2])
 @virtual
 async def test_answers_without_a_terminal_are_counted(ended: int, *, with_items: bool) -> None:
-    """An engine that gives fewer answers than it was asked for is told from one that breaks off."""
+    """An engine with fewer answers than requested is distinguished from one that breaks off."""
     script = [LLMEngineOutput([n], index=n, finish_reason=FinishReason.STOP) for n in range(ended)]
     adapter = adapter_of(ScriptedEngine(*script))
     if with_items:
@@ -775,7 +775,7 @@ async def test_an_operator_that_swallows_the_error_item(spans: Spans) -> None:
 @pytest.mark.parametrize("leaves", [True, False])
 @virtual
 async def test_an_error_item_without_a_typed_error(spans: Spans, leaves: bool) -> None:
-    """It is one all the same: nothing follows it, and who leaves with it was handed it."""
+    """It is one all the same: nothing follows it, and a client that leaves then has received it."""
 
     def blocked(item: Annotated[LLMEngineOutput]) -> Annotated[LLMEngineOutput]:
         if item.data is not None and item.data.finish_reason is not None:
@@ -797,7 +797,7 @@ async def test_an_error_item_without_a_typed_error(spans: Spans, leaves: bool) -
 def test_no_event_is_added_to_a_span_that_has_ended(
     spans: Spans, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A stream may go on behind its request."""
+    """A stream may outlive its request."""
     span = spans.tracer.start_span("engine.generate")
     span.end()
     add_event(span, TokenTimes(), "late")

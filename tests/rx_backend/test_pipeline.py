@@ -434,7 +434,7 @@ GIVING_UP: dict[str, tuple[Callable[[], AnyOperator], type[Exception], str]] = {
 @pytest.mark.parametrize("place", PLACES)
 @virtual
 async def test_a_deliberate_failure_is_not_logged(name: str, place: str) -> None:
-    """Its error is an item in front of the mapping, and raised behind it; it is no bug to be logged."""
+    """Its error is an item before the mapping, and raised after it; it is no bug to be logged."""
     make, kind, span_kind = GIVING_UP[name]
     spans, items = Spans(), list[Any]()
     engine = ScriptedEngine(*[1, token(1)] * 9, stop())

@@ -124,7 +124,7 @@ EVERY_PLACE = pytest.mark.parametrize(
 async def test_coalesced_the_span_ends_when_the_terminal_is_handed_out(
     pipeline: Pipeline, spans: Spans
 ) -> None:
-    """The engine is closed as soon as it is through; the span waits for what the client reads."""
+    """The engine is closed as soon as it has ended; the span waits for what the client reads."""
     engine = ScriptedEngine(*tokens_each(0.01, *range(9)), stop())
     stream = await adapter_of(engine, "agg", spans, pipeline=pipeline).generate(request())
     first = chunk_of(await anext(stream))
@@ -151,7 +151,7 @@ async def test_coalesced_gaps_are_those_of_the_engine(spans: Spans) -> None:
 @EVERY_PLACE
 @virtual
 async def test_a_stop_between_pulls(pipeline: Pipeline) -> None:
-    """The engine is aborted at once, and once; its own terminal comes out behind what waits."""
+    """The engine is aborted at once, and once; its own terminal comes out after what waits."""
     halt = asyncio.Event()
     engine = ScriptedEngine(
         *tokens_each(1.0, *range(4)),
@@ -581,8 +581,8 @@ async def test_the_total_deadline_passes_between_pulls() -> None:
 
 @pytest.mark.rows("A4")
 @virtual
-async def test_a_deadline_may_leave_a_drain_behind() -> None:
-    """Behind a drain, a decode engine continues to its first token, and is aborted then."""
+async def test_an_expired_deadline_can_be_drained() -> None:
+    """After a drain operator, a decode engine continues to its first token, and is aborted then."""
     spans = Spans()
     engine = ScriptedEngine(20, token(1), 100, stop())
     async with Drains() as drains:

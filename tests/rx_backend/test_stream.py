@@ -77,7 +77,7 @@ async def test_aclose_waits_until_the_engine_has_closed() -> None:
 @pytest.mark.rows("S7")
 @virtual
 async def test_an_engine_may_drop_its_own_stream() -> None:
-    """Closing the stream from within the engine takes effect when the step is through."""
+    """Closing the stream from within the engine takes effect when the step is done."""
     box: Box = []
     engine = ScriptedEngine(token(1), lambda _: box[0].close(), 1, token(2))
     box.append(await adapter_of(engine).generate(request()))
@@ -545,7 +545,7 @@ def test_open_streams_are_closed_with_their_loop(
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("how", ["kept", "lost", "in_a_task"])
 @pytest.mark.parametrize("combine", [FailoverEngine, partial(HedgedEngine, after_s=0.002)])
-def test_engines_made_of_engines_are_closed_with_their_loop(
+def test_combined_engines_are_closed_with_their_loop(
     leaks: LeakWatch, how: str, combine: Callable[[Any, Any], LLMEngine]
 ) -> None:
     """Their engines' generators are left to their streams too."""

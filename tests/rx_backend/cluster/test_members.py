@@ -99,7 +99,11 @@ def test_a_dead_worker_is_removed(tmp_path: Path, clusters: Clusters) -> None:
 
 
 def test_a_lost_lease_ends_the_worker(tmp_path: Path, clusters: Clusters) -> None:
-    """A request in flight is stopped after its time, then cleaned up; the kind is told, and a 1."""
+    """
+    A request in flight is stopped after its time, then cleaned up.
+
+    The kind is logged, and the exit code is 1.
+    """
     flags = ("--frontend", "--drain-s", "0.1")
     release = str(tmp_path / "never")
     with (

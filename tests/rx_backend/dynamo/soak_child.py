@@ -126,7 +126,7 @@ class Reporter:
         return not (self._engine.open or self._spans.open or self._left_tasks() or left_objects())
 
     async def report(self) -> str:
-        """Wait until nothing is under way, but not for ever, and say what is left then."""
+        """Wait until nothing is under way, but not forever, and say what is left then."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + AT_REST_WITHIN_S
         # Nothing here calls the runtime: what it lets go of is freed without that.

@@ -35,7 +35,7 @@ def test_a_correct_dynamo_engine_passes(engine: type[Counting]) -> None:
 @pytest.mark.rows("K1")
 @pytest.mark.parametrize(("engine", "rule"), BROKEN)
 def test_a_rule_broken_by_a_dynamo_engine_is_named(engine: type[Counting], rule: Rule) -> None:
-    """An engine that breaks one rule is told exactly that one."""
+    """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
 

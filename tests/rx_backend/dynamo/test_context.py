@@ -19,7 +19,7 @@ pytestmark = NEEDS
 @pytest.mark.rows("C1", "C2")
 @real_time
 async def test_a_stop_by_the_runtime_sets_our_signal() -> None:
-    """Whoever waits hears of it, the request's identity is the same, and no task is made for it."""
+    """Waiters are notified, the request's identity is the same, and no task is made for it."""
     theirs = new_context("r1", {"tenant": "t"})
     bridge = ContextBridge(theirs, decode=False)
     ours = bridge.request_context
@@ -47,7 +47,7 @@ async def test_a_signal_before_the_bridge_counts() -> None:
 @pytest.mark.rows("A6")
 @real_time
 async def test_a_closed_bridge_waits_for_nothing() -> None:
-    """A signal after the end of the request reaches nobody of ours; closing twice is harmless."""
+    """A signal after the end of the request reaches no listener; closing twice is harmless."""
     theirs = new_context()
     bridge = ContextBridge(theirs, decode=False)
     bridge.close()
@@ -60,7 +60,7 @@ async def test_a_closed_bridge_waits_for_nothing() -> None:
 
 @real_time
 async def test_a_refresh_applies_pending_signals_at_once() -> None:
-    """What the runtime has signalled counts before the loop has told anybody."""
+    """What the runtime has signalled counts before the loop has notified any listener."""
     theirs = new_context()
     bridge = ContextBridge(theirs, decode=False)
     theirs.stop_generating()
@@ -98,7 +98,7 @@ class Waited(Real):
 @pytest.mark.rows("A6")
 @real_time
 async def test_a_signal_in_the_iteration_of_the_close_is_ignored() -> None:
-    """What the runtime was about to tell a bridge that has closed keeps nothing alive."""
+    """A late notification to a closed bridge keeps nothing alive."""
     theirs = Waited()
     bridge = ContextBridge(theirs, decode=False)
     theirs.stop_generating()
@@ -150,7 +150,7 @@ class Counted(Real):
 @pytest.mark.parametrize(("decode", "notices"), [(True, 1), (False, 0)])
 @real_time
 async def test_a_decode_worker_reports_the_first_token_once(decode: bool, notices: int) -> None:
-    """The runtime hears of our notice, and only where it means something."""
+    """The runtime gets our notification, and only where it means something."""
     theirs = Counted()
     bridge = ContextBridge(theirs, decode=decode)
     bridge.request_context.notify_first_token()

@@ -66,7 +66,7 @@ class NativeWithModel(Native):
 @pytest.mark.rows("E2", "E4", "A2")
 @virtual
 async def test_a_dynamo_engine_runs_unchanged() -> None:
-    """It gets the runtime's dict and a context with methods, and hears a stop from our side."""
+    """It gets the runtime's dict and a context with methods, and sees a stop from our side."""
     native = Native()
     context = RequestContext("r1")
     stream = await adapter_of(from_dynamo_engine(native)).generate(request(), context)
@@ -120,7 +120,7 @@ async def test_a_dynamo_engines_config_is_converted() -> None:
 
 @virtual
 async def test_a_contexts_future_can_be_cancelled() -> None:
-    """An engine that cancels its wait leaves nothing behind, and a later stop harms nobody."""
+    """An engine that cancels its wait leaves nothing behind, and a later stop is harmless."""
     ours = RequestContext("r1", trace_headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
     context = EngineContext(ours)
     given_up, kept = context.async_killed_or_stopped(), context.async_killed_or_stopped()
@@ -161,7 +161,7 @@ async def test_a_dynamo_engine_may_stop_its_own_request() -> None:
 @pytest.mark.parametrize("is_told", [True, False])
 @virtual
 async def test_a_dynamo_engine_may_notify_its_first_token(is_told: bool) -> None:
-    """In decode mode that opens the gate for the abort, ahead of the chunk."""
+    """In decode mode that opens the gate for the abort, before the chunk."""
     native = Acting(lambda context: context.notify_first_token() if is_told else None)
     context = RequestContext("r1")
     adapter = adapter_of(from_dynamo_engine(native), "decode")

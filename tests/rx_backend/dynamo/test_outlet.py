@@ -116,7 +116,7 @@ async def test_each_answer_is_complete_merged_or_not(
 
 @real_time
 async def test_items_ready_in_one_iteration_are_one_frame() -> None:
-    """It waits for no longer than that turn."""
+    """It waits for no longer than that iteration."""
     client = Client()
     outlet = Outlet(client, merge=True)
     for number in range(5):
@@ -130,7 +130,7 @@ async def test_items_ready_in_one_iteration_are_one_frame() -> None:
 @pytest.mark.parametrize("size", [0, 2_000])
 @real_time
 async def test_a_client_that_does_not_read_blocks_only_a_thread(size: int) -> None:
-    """The loop goes on, what waits is bounded, and all of it arrives when the client reads."""
+    """The loop continues, what waits is bounded, and all of it arrives when the client reads."""
     client = Client(room=100_000)
     outlet = Outlet(client, merge=False)
     put = 0
@@ -341,7 +341,7 @@ async def test_an_engine_that_never_waits_yields_to_other_tasks() -> None:
 async def test_a_new_request_starts_before_others_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stream whose engine never waits gets not far ahead; one that is lost holds up none."""
+    """A stream whose engine never waits does not get far ahead; a collected one delays no other."""
     monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
 
     handler = serving(EngineAdapter(Pouring()), coalesce=False)
@@ -352,7 +352,7 @@ async def test_a_new_request_starts_before_others_continue(
             pass
 
     def come(client: Client) -> None:
-        """Call the handler, and pull a turn later, as the runtime does."""
+        """Call the handler, and pull an iteration later, as the runtime does."""
         stream = handler({"token_ids": [500, 0]}, RuntimeContext(), client)
         loop.call_soon(lambda: tasks.append(loop.create_task(pull(stream))))
 

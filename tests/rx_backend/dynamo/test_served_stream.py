@@ -73,7 +73,7 @@ class RuntimeContext:
 
 
 async def tokens() -> Chunks:
-    """One token a second, then the terminal, at which the engine stays for ever."""
+    """One token a second, then the terminal, at which the engine stays forever."""
     for number in range(TOKENS):
         await asyncio.sleep(1)
         yield LLMEngineOutput.token(number)
@@ -318,7 +318,11 @@ def test_served_requests_leave_no_garbage(end: str, pushed: bool) -> None:
 def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
     at_s: float, tokens_seen: int, pushed: bool
 ) -> None:
-    """The transfer goes on to its first token, which nobody gets; after it the kill is at once."""
+    """
+    The transfer continues to its first token, which nobody gets.
+
+    After it the kill is at once.
+    """
     ended_at: list[float] = []
 
     async def main() -> None:
@@ -343,7 +347,7 @@ def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
 @EITHER_WAY
 @virtual
 async def test_a_first_token_notification_releases_the_kill(pushed: bool) -> None:
-    """An engine that tells of its first token without a chunk is closed then."""
+    """An engine that notifies its first token without a chunk is closed then."""
 
     class Notifying(Engine):
         async def generate(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:

@@ -249,7 +249,7 @@ def test_a_disconnect_is_one_abort(leave: Any, pushed: bool, spans: Spans) -> No
 @pytest.mark.rows("A2", "S7")
 @real_time
 async def test_a_kill_is_one_abort() -> None:
-    """A process that dies in the middle of a stream is heard of without polling."""
+    """A process that dies in the middle of a stream is noticed without polling."""
     engine = Endless()
     async with cluster() as joined:
         handler, open_streams = watched(serving(EngineAdapter(engine)))

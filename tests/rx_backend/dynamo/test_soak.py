@@ -157,7 +157,7 @@ async def read(
 @pytest.mark.rows("A1", "A2", "A6", "S7", "P7")
 @pytest.mark.timeout(90 + REQUESTS // 20)
 def test_disconnected_clients_leak_nothing() -> None:
-    """No task, span, object or byte stays in the worker, and aborts are the stops that it heard."""
+    """No task, span, object or byte stays in the worker, and each stop is one abort."""
     clients = Clients()
     begun = time.perf_counter()
 

@@ -122,7 +122,7 @@ async def test_each_open_answer_of_a_stopped_request_is_cancelled(
 async def test_text_without_ids_is_a_first_token_too(
     stream: Callable[..., AsyncGenerator[LLMEngineOutput]],
 ) -> None:
-    """A decode request that is stopped behind it ends, and does not run to its own end."""
+    """A decode request that is stopped after it ends, and does not run to its own end."""
     context = RequestContext()
     context.bind(asyncio.get_running_loop(), decode=True)
     made = [LLMEngineOutput(), LLMEngineOutput(text="a"), LLMEngineOutput(text="b")]
@@ -143,7 +143,7 @@ async def test_iterator_in_order(ahead: int) -> None:
 
 
 @real_time
-async def test_iterator_is_not_far_ahead() -> None:
+async def test_the_iterator_is_at_most_max_ahead() -> None:
     """The thread makes what may wait, and one more that it can't hand over yet."""
     made: list[int] = []
     third = threading.Event()
@@ -293,8 +293,8 @@ async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException)
 
 
 @real_time
-async def test_put_says_that_the_consumer_has_left() -> None:
-    """A callback that waits for room is told, and so is each later one."""
+async def test_put_reports_an_abandoned_stream() -> None:
+    """A callback that waits for room gets the error, and so does each later one."""
     answers: list[bool] = []
     with ThreadInbox(REQUEST, RequestContext(), max_ahead=1) as inbox:
 
@@ -406,7 +406,7 @@ def waits_for(name: str) -> object:
 @pytest.mark.parametrize("kind", ["missing", "async", "class"])
 @real_time
 async def test_an_invalid_scheduler_is_rejected(name: str, kind: str) -> None:
-    """It is refused at once: its requests would wait for ever."""
+    """It is refused at once: its requests would wait forever."""
     methods = dict.fromkeys({"admit", "step", "release"} - {name}, print)
     wrong = {"missing": type("Bare", (), methods)(), "async": waits_for(name), "class": Counting}
     named = "scheduler: expected an object" if kind == "class" else f"scheduler.{name}: expected a"
@@ -455,7 +455,7 @@ async def test_a_slow_consumer_pauses_only_its_sequence() -> None:
 
 @real_time
 async def test_the_batch_waits_when_every_consumer_is_slow() -> None:
-    """With nobody to step the thread waits; a read wakes it."""
+    """With no sequence to step the thread waits; a read wakes it."""
     steps = StepThread(Counting(), max_sequences=2, max_ahead=1)
     streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
     got: list[list[int]] = [[], []]
@@ -470,7 +470,7 @@ async def test_the_batch_waits_when_every_consumer_is_slow() -> None:
 @pytest.mark.rows("E4")
 @real_time
 async def test_stop_and_drop_free_the_slot() -> None:
-    """Who waits behind a stopped and a dropped request gets its place at the next step."""
+    """A request queued behind a stopped or dropped one gets its slot at the next step."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2)
     contexts = [RequestContext(), RequestContext()]
@@ -617,8 +617,8 @@ async def test_close_ends_streams() -> None:
 
 
 @real_time
-async def test_another_event_loop_is_refused() -> None:
-    """It would wait for ever for chunks that go to the first one."""
+async def test_another_event_loop_is_rejected() -> None:
+    """It would wait forever for chunks that go to the first one."""
     steps = StepThread(Counting(), max_sequences=1)
 
     async def elsewhere() -> None:

@@ -52,7 +52,7 @@ def test_output_is_limited_by_room(asked: int | None, given: int) -> None:
     assert output_tokens(request, context_length=8) == given
 
 
-def test_no_output_is_refused() -> None:
+def test_no_output_is_rejected() -> None:
     """Zero tokens is no answer."""
     with pytest.raises(InvalidArgument, match="max_tokens"):
         output_tokens(_request(stop_conditions={"max_tokens": 0}), context_length=8)

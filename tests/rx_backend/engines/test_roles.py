@@ -123,7 +123,11 @@ def test_stop_ends_with_cancelled_and_usage(make: Make) -> None:
 @pytest.mark.parametrize(("mode", "tokens"), [("agg", []), ("decode", [0])])
 @virtual
 async def test_stop_before_the_first_token(make: Make, mode: str, tokens: list[int]) -> None:
-    """The `cancelled` terminal is all; a decode engine stops behind its first token, for the transfer."""
+    """
+    The `cancelled` terminal is all.
+
+    A decode engine stops after its first token, because of the transfer.
+    """
     context = RequestContext()
     context.stop_generating()
     handoff = {"engine": kind_of(make), "prompt_tokens": 4}

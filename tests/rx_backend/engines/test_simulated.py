@@ -196,7 +196,7 @@ async def test_a_lagging_consumer_gets_every_token_and_does_not_hold_up_the_batc
 
 @pytest.mark.rows("E4")
 @virtual
-async def test_tokens_made_before_a_stop_are_delivered_before_the_terminal() -> None:
+async def test_tokens_generated_before_a_stop_precede_the_terminal() -> None:
     """A consumer that lags when its request is stopped gets what was made, then `cancelled`."""
     context = RequestContext()
     engine = SimulatedEngine(step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=0)

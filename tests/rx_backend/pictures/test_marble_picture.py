@@ -81,7 +81,7 @@ def test_ends_drops_and_errors_have_marks() -> None:
 
 
 def test_an_end_is_drawn_after_simultaneous_items() -> None:
-    """Also behind an item that is wide."""
+    """Also after a wide item."""
     figure = MarbleRun("-(T|)", values=CHUNKS).pipe(ops.map(lambda item: item)).figure()
     assert box(figure, find(figure, "result 1 box stop")).x1 < middle(figure, "result 1 end")[0]
 
@@ -231,7 +231,7 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["m.gif.xyz", "m.svg", "m.png.jpg"])
-def test_a_file_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_of_another_format_is_rejected(tmp_path: Path, name: str) -> None:
     """What is written is a PNG, so the name must not say that it is something else."""
     with pytest.raises(
         ValueError, match=rf"path: expected a name that ends in \.png, got .*{name}"

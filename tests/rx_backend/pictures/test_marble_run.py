@@ -131,7 +131,7 @@ def test_rows_are_distinguishable_in_text() -> None:
     assert repr(paired) == "source  -A-b-|\nresult  ---B-|\n(B = A b)"
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     """Lines, names and operators that can't be are named, before anything runs."""
     with pytest.raises(MarbleError, match="unexpected '%'"):
         MarbleRun("-a%")

@@ -137,7 +137,7 @@ def test_a_label_must_be_text(name: str, wrong: Callable[[Any], object]) -> None
     assert timeline.entries == []
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_kind_is_rejected() -> None:
     """And nothing is noted; a timeline without entries can be shown all the same."""
     timeline = Timeline()
     with pytest.raises(ValueError, match="expected event, end, error or drop, got 'stop'"):

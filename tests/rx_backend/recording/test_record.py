@@ -123,8 +123,8 @@ def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("in_front", [False, True])
 @virtual
-async def test_what_a_pipeline_records(tmp_path: Path, in_front: bool) -> None:
-    """Request, chunks with virtual times, and a clean end, in front of the pipeline and behind."""
+async def test_a_recording_in_a_pipeline(tmp_path: Path, in_front: bool) -> None:
+    """Request, chunks with virtual times, and a clean end, before and after the pipeline."""
     engine = ScriptedEngine(0.01, token(7), 0.0123456, {"token_ids": [8], "new": 1}, stop())
     await collect(await recording_stream(engine, tmp_path, in_front=in_front))
     header = '{"format":"rx-backend-recording","version":1,"request_id":"r1","model":"mock",'
@@ -159,7 +159,7 @@ async def _lose(stream: Any) -> None:
 async def test_a_drop_is_recorded_at_once(
     tmp_path: Path, leave: Callable[[Any], Any], in_front: bool
 ) -> None:
-    """Closed or lost: the file is complete within the turn."""
+    """Closed or lost: the file is complete within the iteration."""
     engine = ScriptedEngine(0.01, token(1), 100, stop())
     owner = [await recording_stream(engine, tmp_path, in_front=in_front)]
     await anext(owner[0])

@@ -71,7 +71,11 @@ def test_every_token_arrives() -> None:
 
 
 def test_the_rates_of_cancels_drops_and_failures_are_kept() -> None:
-    """The rates decide how requests end; who left early has fewer tokens; nothing stays behind."""
+    """
+    The rates decide how requests end; clients that left early have fewer tokens.
+
+    Nothing is leaked.
+    """
     rows = synthetic(400, rate_per_s=40)
     engine = SimulatedEngine(error_rate=0.1, seed=4)
     result = run_virtual(replay(rows, engine, cancel_rate=0.2, drop_rate=0.3, seed=4))

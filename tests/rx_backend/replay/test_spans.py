@@ -36,7 +36,7 @@ def test_spans_have_virtual_times(tmp_path: Path) -> None:
 
 
 def test_spans_inside_name_their_parent(tmp_path: Path) -> None:
-    """A span inside another names it; one that ends behind the block is not written."""
+    """A span inside another names it; one that ends after the block is not written."""
     with span_lines(tmp_path / "spans.jsonl", lambda: 1.0) as tracer:
         with tracer.start_as_current_span("outer"):
             tracer.start_span("inner").end()

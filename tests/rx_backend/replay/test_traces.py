@@ -282,7 +282,7 @@ def test_a_long_trace_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_a_limit_reads_no_further(tmp_path: Path) -> None:
-    """Of a trace without end, what stands behind the limit is not even read."""
+    """Rows of an endless trace after the limit are not even read."""
     os.mkfifo(tmp_path / "endless")
 
     def write_for_ever() -> None:

@@ -33,7 +33,11 @@ OBEYS = (*words(2, 1.0), until_stopped, LLMEngineOutput.cancelled())
 @pytest.mark.rows("A2", "A3")
 @virtual
 async def test_an_answer_without_readers_is_stopped_after_a_while(spans: Spans) -> None:
-    """One abort, at the moment the option says; the engine's terminal is kept for who comes back."""
+    """
+    One abort, at the moment the option says.
+
+    The engine's terminal is kept for clients that come back.
+    """
     adapter, engine = adapter_of(*OBEYS, tracer=spans.tracer)
     async with ResumableStreams(adapter, linger_s=5) as streams:
         reader = await streams.start(REQUEST)
@@ -69,7 +73,7 @@ async def test_the_engine_runs_while_nobody_reads() -> None:
 
 @virtual
 async def test_an_engine_that_ignores_the_stop_is_closed(spans: Spans) -> None:
-    """After the grace, as a drop; who comes back gets what there was, and a typed error."""
+    """After the grace, as a drop; clients that come back get what there was, and a typed error."""
     adapter, engine = adapter_of(*words(3, 1.0), 1000.0, stop(), tracer=spans.tracer)
     async with ResumableStreams(adapter, linger_s=5, stop_grace_s=7) as streams:
         reader = await streams.start(REQUEST)
@@ -89,7 +93,11 @@ async def test_an_engine_that_ignores_the_stop_is_closed(spans: Spans) -> None:
 
 @virtual
 async def test_a_continuing_engine_stays_within_max_bytes() -> None:
-    """Past the bound on how far ahead it may be; who comes back too late is told, and gets no gap."""
+    """
+    Past the bound on how far ahead it may be.
+
+    A client that comes back too late gets an error and no gap.
+    """
     adapter, engine = adapter_of(*words(300), stop())
     async with ResumableStreams(
         adapter, when_abandoned="continue", max_ahead=2, max_bytes=2_000
@@ -149,7 +157,7 @@ async def test_a_reader_that_falls_behind_fails() -> None:
 
 @virtual
 async def test_a_first_reader_that_falls_behind_does_not_end_the_stream() -> None:
-    """It is told so as it peeks too, and the others read on."""
+    """It gets the error when peeking too, and the others read on."""
     adapter, engine = adapter_of(*words(100, 1.0), stop())
     async with ResumableStreams(adapter, max_bytes=500) as streams:
         first = await streams.start(REQUEST)

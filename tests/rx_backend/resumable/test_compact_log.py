@@ -215,7 +215,7 @@ def test_an_error_is_held_with_causes_but_without_frames() -> None:
 
 
 def test_a_non_item_is_rejected() -> None:
-    """A pipeline whose items are of another type is told so."""
+    """A pipeline whose items are of another type gets an error that says so."""
     with pytest.raises(
         InvalidArgument, match="expected Annotated items for a resumable stream, got str"
     ):

@@ -39,7 +39,7 @@ from tests.spans import Spans
 
 @virtual
 async def test_event_ids_resume_at_their_position() -> None:
-    """Each item's id is that of the position behind it, merged or not."""
+    """Each item's id is that of the position after it, merged or not."""
     adapter, _ = adapter_of(*words(10, 1.0), stop())
     async with ResumableStreams(adapter) as streams:
         reader = await streams.start(REQUEST)
@@ -91,7 +91,7 @@ async def take_all(reader: ResumableReader, into: list[Item]) -> None:
 
 @virtual
 async def test_a_failure_in_mid_stream_is_kept() -> None:
-    """Whoever comes later gets the error item at its position (row S6)."""
+    """Later readers get the error item at its position (row S6)."""
     adapter, _ = adapter_of(*words(5), Disconnected("peer gone"))
     async with ResumableStreams(adapter) as streams:
         reader = await streams.start(REQUEST)
@@ -106,7 +106,7 @@ async def test_a_failure_in_mid_stream_is_kept() -> None:
 
 @virtual
 async def test_a_failure_after_the_pipeline_is_raised_to_every_reader() -> None:
-    """What an operator raises behind the error mapping comes as it is, behind the items."""
+    """What an operator raises after the error mapping comes unchanged, after the items."""
     adapter, _ = adapter_of(*words(9, 1.0), stop())
 
     @operator
@@ -190,7 +190,7 @@ async def test_a_failed_set_up_leaks_nothing(spans: Spans) -> None:
 @pytest.mark.rows("S7")
 @pytest.mark.parametrize("turn", range(16))
 @virtual
-async def test_a_cancelled_peek_leaves_or_takes_nothing(turn: int) -> None:
+async def test_a_cancelled_peek_leaks_and_consumes_nothing(turn: int) -> None:
     """Whenever it is cancelled: the reader has the whole answer, or has left; never a part."""
     ahead = LLMEngineOutput(extra_args={"ahead": True})
     adapter, _ = adapter_of(0.0, ahead, 0.0, ahead, *words(3, every_s=0.0), stop())

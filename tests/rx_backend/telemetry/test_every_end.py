@@ -127,7 +127,7 @@ async def test_the_steps_of_an_abort_are_recorded(
     events: dict[str, int],
     steps: list[tuple[str, bool | None]],
 ) -> None:
-    """It is requested, then made at once, made late, or not made: with its moments on the span."""
+    """It is requested, then called at once, called later or suppressed, with times on the span."""
     meters, spans, context = Meters(), Spans(), RequestContext("r1")
     with capture_logs() as logged:
         adapter = metered(ScriptedEngine(*script), meters, spans, mode)

@@ -165,7 +165,11 @@ def test_providers_of_the_application_are_kept(receiver: Receiver) -> None:
 def test_a_misbehaving_receiver_does_not_affect_streams(
     how: str, protocol: str, says: str | None
 ) -> None:
-    """Streams, shutdown and memory are as ever; a loss is told, and logged once, in a line."""
+    """
+    Streams, shutdown and memory are unaffected.
+
+    A loss is reported, and logged once, in a line.
+    """
     with misbehaving(how) as address:
         told = run_child(
             "served",

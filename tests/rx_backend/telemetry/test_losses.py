@@ -1,4 +1,4 @@
-"""Exports that fail are told once; text that can't be encoded fails none."""
+"""Failing exports are reported once; text that can't be encoded fails none."""
 
 from __future__ import annotations
 

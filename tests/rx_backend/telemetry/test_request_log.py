@@ -108,7 +108,7 @@ async def test_failures_are_found_by_the_clients_ids(
 
 @virtual
 async def test_an_error_is_logged_by_class_and_place() -> None:
-    """The first of its chain; its message is not told."""
+    """The first of its chain; its message is not logged."""
 
     def fail(_context: RequestContext) -> None:
         try:
@@ -250,7 +250,7 @@ def test_a_record_factory_may_set_the_same_names(
 async def test_a_failing_log_handler_does_no_harm(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler that raises is complained of once, and the stream goes on to its end."""
+    """A handler that raises is complained of once, and the stream continues to its end."""
     monkeypatch.setattr("rx_backend.logger._reported", [])
 
     def broken(_record: object) -> bool:

@@ -292,6 +292,6 @@ def test_an_endpoint_must_be_text() -> None:
 
 
 def test_an_invalid_otlp_url_is_rejected() -> None:
-    """As an engine's name behind the flag is."""
+    """As an engine's name after the flag is."""
     with pytest.raises(InvalidArgument, match="--otlp or RX_BACKEND_OTLP: expected a URL"):
         OtlpSwitch("m:E", {})

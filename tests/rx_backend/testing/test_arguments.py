@@ -174,7 +174,7 @@ def test_invalid_arguments_are_rejected(
 
 
 def test_an_unknown_option_is_named() -> None:
-    """Its name is told, and with it that of the function."""
+    """The error has its name, and that of the function."""
     with pytest.raises(TypeError, match=r"run_conformance: got an unexpected keyword .*'timeout'"):
         run_conformance(SampleEngine, timeout=1)
 

@@ -169,7 +169,7 @@ def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[GoodEngine]) -> N
 
 
 class HoldsOn(GoodEngine):
-    """Swallows every cancellation, for ever."""
+    """Swallows every cancellation, forever."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         yield LLMEngineOutput.token(1)
@@ -183,7 +183,7 @@ class HoldsOn(GoodEngine):
 @pytest.mark.rows("K1")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stuck_engine_does_not_hang_the_kit(leaks: LeakWatch) -> None:
-    """Even an engine that swallows its cancellation is reported and left behind."""
+    """Even an engine that swallows its cancellation is reported and abandoned."""
     leaks.allow(LEFT)
     report = run_conformance(HoldsOn)
     rules = {violation.rule for violation in report.violations}

@@ -12,7 +12,7 @@ HERE = "tests.engines.broken"
 
 
 @pytest.mark.rows("K1")
-def test_a_name_gives_the_factory() -> None:
+def test_a_name_is_resolved_to_the_factory() -> None:
     """``module:name`` is what the module calls that name, and the kit can use it."""
     factory = load_engine_factory(f"{HERE}:GoodEngine")
     assert factory is broken.GoodEngine

@@ -85,7 +85,11 @@ def test_timers_fire_at_their_instants(timers: list[tuple[float, bool]]) -> None
 
 
 def test_a_busy_moment_costs_no_time_and_a_busy_wait_does() -> None:
-    """Thousands of turns are one instant, in which due timers fire; without end they meet a timeout."""
+    """
+    Thousands of iterations are one instant, in which due timers fire.
+
+    Without end they meet a timeout.
+    """
 
     async def main() -> None:
         fired = asyncio.Event()
@@ -296,7 +300,7 @@ async def test_run_virtual_refuses_to_run_inside_a_loop() -> None:
         run_virtual(inner())
 
 
-def test_run_virtual_runs_beside_a_loop_in_a_thread_of_its_own() -> None:
+def test_run_virtual_can_run_in_its_own_thread() -> None:
     """Where a loop runs already, as in a notebook: virtual time, its result, and the caller's context."""
     request = ContextVar("request", default="")
 
@@ -328,7 +332,7 @@ def test_a_failure_is_raised_to_the_caller(leaks: LeakWatch, in_thread: bool) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
 def test_an_interrupt_cancels_the_run_in_the_thread() -> None:
-    """Ctrl-C, or a notebook's stop button, ends a run that would go on for ever."""
+    """Ctrl-C, or a notebook's stop button, ends a run that would continue forever."""
     ended: list[str] = []
 
     async def endless() -> None:

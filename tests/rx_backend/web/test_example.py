@@ -49,7 +49,7 @@ def test_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_a_completion(client: openai.OpenAI) -> None:
-    """And what it does not do is told."""
+    """And unsupported options are reported."""
     chunks = client.completions.create(model="m", prompt="a", max_tokens=3, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == " 0 1 2"
     with pytest.raises(openai.BadRequestError, match="stream: expected true"):

@@ -243,7 +243,7 @@ async def test_a_set_up_that_can_not_be_cancelled(
 
 @pytest.mark.rows("A2")
 def test_an_item_that_can_not_be_written_stops_the_request() -> None:
-    """It is the last event, so nobody waits for what the engine does."""
+    """It is the last event, so the response does not wait for the engine."""
     served = Served(
         word("a"), LLMEngineOutput([1], extra_args={"a": object()}), 9.0, format=JsonItems()
     )
@@ -308,7 +308,7 @@ async def test_a_disconnect_is_one_abort(
 @pytest.mark.rows("S4")
 @virtual
 async def test_a_client_that_does_not_read_pauses_the_engine() -> None:
-    """And is let go of when it leaves."""
+    """And it is released when the client leaves."""
     served = Served(*[word("a")] * 9, LLMEngineOutput.stop(), keep_alive_s=1.0)
     client = Client(reads=2)
     asyncio.get_running_loop().call_later(10.0, client.leave)
@@ -333,7 +333,7 @@ async def test_a_client_that_never_reads_times_out() -> None:
 
 @pytest.mark.parametrize("at", [0.5, 1.5])
 @virtual
-async def test_a_server_that_shuts_down_tells_the_client(at: float) -> None:
+async def test_a_server_that_shuts_down_sends_a_last_event(at: float) -> None:
     """By a status, or by a last event; the engine stops."""
     served, client = Served(1.0, word("a"), 9.0), Client()
     asking = asyncio.create_task(served.ask(client))
@@ -483,7 +483,7 @@ async def test_times_are_checked(name: str, value: object) -> None:
 
 
 def test_a_stream_is_expected() -> None:
-    """Anything else is told of by name."""
+    """Anything else is rejected by name."""
     wrong: Any = "text"
     with pytest.raises(InvalidArgument, match="stream: expected an asynchronous iterator"):
         respond(wrong, CHAT)

@@ -117,7 +117,7 @@ ANSWER = "".join(f"{number} " for number in range(COUNT))
 @given(st.lists(st.floats(0, 2.5), max_size=3), st.booleans())
 @virtual
 async def test_a_client_that_reconnects_repeatedly(times: list[float], by_items: bool) -> None:
-    """Gets each token once, whenever that is; nobody notices, and the engine least of all."""
+    """It gets each token once, whenever it reconnects; the engine does not notice."""
     async with serving(linger_s=10.0) as service:
         loop, text, last = asyncio.get_running_loop(), "", None
         for lasts in [*times, None]:
@@ -140,7 +140,7 @@ async def test_a_client_that_reconnects_repeatedly(times: list[float], by_items:
 @pytest.mark.rows("A2")
 @virtual
 async def test_a_client_that_does_not_reconnect() -> None:
-    """The answer goes on for a while, and is stopped then, once."""
+    """The answer continues for a while, and is stopped then, once."""
     async with serving(linger_s=1.0) as service:
         client = Client(path="/chat")
         asyncio.get_running_loop().call_later(0.25, client.leave)
@@ -243,10 +243,10 @@ async def test_each_answer_of_a_chat_has_its_role_once() -> None:
     ],
 )
 @virtual
-async def test_what_can_not_be_resumed(
+async def test_streams_that_can_not_be_resumed(
     path: str, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """Is told by a status, and by a code for each reason; nothing of the stream is."""
+    """It is reported by a status, and by a code for each reason; nothing of the stream is."""
     async with serving(max_bytes=100) as service:
         name = ids_of(await service.chat_of())[0].partition(":")[0]
         given_headers = {key: value.format(id=name) for key, value in headers.items()}
@@ -281,7 +281,7 @@ async def test_a_chat_that_can_not_be_resumed(last: str, status: int, code: str)
 
 @virtual
 async def test_too_many_streams() -> None:
-    """A client is told when it may try again."""
+    """The response says when the client may try again."""
     async with serving(max_streams=1) as service:
         begun = asyncio.create_task(service.chat_of())
         await asyncio.sleep(0.5)
@@ -341,7 +341,7 @@ async def test_without_an_id() -> None:
 
 
 def test_a_position_that_is_dropped_while_it_is_waited_for() -> None:
-    """Is told as one that was dropped before."""
+    """It is reported like one that was dropped before."""
     failure = Unknown("position 1 was dropped")
     failure.__cause__ = PositionDropped(1, 5)
     assert status_of(failure) == 410

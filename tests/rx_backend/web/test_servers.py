@@ -95,7 +95,7 @@ def test_a_failure_before_the_first_token(
 
 
 def test_a_failure_in_mid_stream(client: openai.OpenAI) -> None:
-    """The client raises its error, behind what came."""
+    """The client raises its error, after the tokens."""
     stream = ask(client, "breaks")
     assert [next(stream).choices[0].delta.content for _ in range(3)] == ["0 ", "1 ", "2 "]
     with pytest.raises(openai.APIError, match="peer gone"):
@@ -205,7 +205,11 @@ def test_http_2(server: Server) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_server_that_shuts_down(name: str) -> None:
-    """An answer that ends in time is whole; a longer one is told of the end, where the server lets it."""
+    """
+    An answer that ends in time is whole.
+
+    A longer one gets a last event, where the server allows it.
+    """
     with (
         running(name) as server,
         httpx.Client(base_url=server.url) as client,

@@ -108,7 +108,7 @@ def test_bootstrap_info_is_handed_over_too(pair: Pair) -> None:
 
 def leave_early(pair: Pair, letter: str) -> None:
     """
-    Disconnect while decode waits for its first token; go on when its engine knows of it.
+    Disconnect while decode waits for its first token; continue when its engine knows of it.
 
     The runtime tells the worker nothing of a client that leaves before the frontend has the
     stream's beginning, so one that left too early is let go on, and another asks.

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.needs("dynamo"), pytest.mark.timeout(90)]
 
 @pytest.mark.rows("A2", "A3", "P3")
 def test_a_disconnect_is_one_abort(receiver: Receiver, tmp_path: Path) -> None:
-    """The engine hears of it at once and once, its span tells, and the worker serves the next."""
+    """The engine is aborted at once, the span records it, and the worker serves the next."""
     flags = ("--frontend", "--grace-s", "0", "--otlp", receiver.grpc)
     with (
         serve(tmp_path, "CountingEngine", *flags, RELEASE=str(tmp_path / "never")) as served,

@@ -78,7 +78,7 @@ def test_a_handler_named_generate_is_served_through_the_pipeline(worker: Served)
 
 
 def test_a_disconnect_ends_the_handlers_stream(worker: Served) -> None:
-    """The handler hears of it by the runtime's own context, and its generator is closed."""
+    """The handler is notified by the runtime's own context, and its generator is closed."""
 
     @real_time
     async def leave() -> None:

@@ -40,7 +40,7 @@ def test_the_printed_curl_line_streams_tokens(tmp_path: Path) -> None:
 
 
 def test_the_pair_of_workers_continues_from_the_prompt(tmp_path: Path) -> None:
-    """Prefill hands the number over, decode goes on with it, and both end well."""
+    """Prefill hands the number over, decode continues with it, and both end well."""
     target, cwd = "disaggregated_engine:CountingEngine", ROOT / "examples"
     with (
         serve(tmp_path, target, "--mode", "prefill", "--grace-s", "0", cwd=cwd) as prefill,

@@ -246,7 +246,7 @@ async def test_requests_in_flight_finish_and_new_ones_are_refused() -> None:
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 45), (True, 48)])
 @virtual
 async def test_the_deadline_stops_remaining_requests(*, deaf: bool, cleaned_at: float) -> None:
-    """At the deadline the rest is stopped; what does not hear it is failed, ahead of `cleanup`."""
+    """At the deadline the rest is stopped; requests that ignore it are failed, before `cleanup`."""
     life = Life()
     request = Request(1000, deaf=deaf)
     life.at(1, lambda: life.send(request))
@@ -319,7 +319,11 @@ async def test_a_cleanup_that_hangs_has_a_deadline(forced_at: int | None, over_a
 @pytest.mark.parametrize("step", ["start", "serve", "reachable", "register"])
 @virtual
 async def test_a_failing_start_is_cleaned_up_once(step: str) -> None:
-    """The typed error comes out, after one cleanup and the runtime's end; nobody was told ready."""
+    """
+    The typed error comes out, after one cleanup and the runtime's end.
+
+    The worker was never announced as ready.
+    """
     life = Life()
     life.place.fails_at = step
     error = await life.live()
@@ -343,7 +347,7 @@ async def test_a_config_without_a_model_is_an_error() -> None:
 @pytest.mark.parametrize(("deaf", "cleaned_at"), [(False, 10), (True, 13)])
 @virtual
 async def test_a_lost_runtime_stops_requests_in_flight(*, deaf: bool, cleaned_at: float) -> None:
-    """The engine is not cleaned up under a request, unless that does not hear that it should stop."""
+    """The engine is not cleaned up under a request, unless that ignores the stop."""
     life = Life()
     request = Request(1000, deaf=deaf)
     life.at(1, lambda: life.send(request))
@@ -357,7 +361,7 @@ async def test_a_lost_runtime_stops_requests_in_flight(*, deaf: bool, cleaned_at
 @pytest.mark.parametrize("late", [10.5, 12.5])
 @virtual
 async def test_a_failing_worker_admits_no_more_requests(fails: str, late: float) -> None:
-    """Whatever fails behind the first request, one that comes while others unwind is refused."""
+    """Whatever fails after the first request, one that comes while others unwind is refused."""
     life = Life()
     in_flight, refused = Request(1000, deaf=True), Request(1)
     life.at(1, lambda: life.send(in_flight))
@@ -451,7 +455,7 @@ async def test_a_lost_engine_has_its_requests_migrated(end: str | Exception) -> 
 @pytest.mark.rows("E7")
 @virtual
 async def test_an_engine_lost_during_shutdown_is_not_awaited() -> None:
-    """What is in flight when it tells goes on elsewhere, and need not wait for the deadline."""
+    """Requests in flight at the loss continue elsewhere, and need not wait for the deadline."""
     life = Life()
     life.engine.lost = lost_at(20, "child died")
     request = Request(1000)
@@ -552,7 +556,7 @@ async def test_a_worker_that_is_stopped_while_it_registers_is_never_ready() -> N
 
 @virtual
 async def test_a_shutdown_requested_before_start_starts_nothing() -> None:
-    """A worker that is told to end at once neither starts nor cleans up its engine."""
+    """A worker that is shut down at once neither starts nor cleans up its engine."""
     life = Life()
     life.shutdown.request()
     assert await life.live() is None

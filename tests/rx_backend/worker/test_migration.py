@@ -1,4 +1,4 @@
-"""A worker is lost in mid-stream, and its requests go on elsewhere."""
+"""A worker is lost in mid-stream, and its requests continue elsewhere."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def goes_on(request: dict[str, Any], since: dict[str, Any]) -> None:
 
 @pytest.mark.rows("T1", "T3")
 def test_a_request_survives_its_worker(tmp_path: Path) -> None:
-    """The other one goes on from the tokens made so far: none is lost, none comes twice."""
+    """The other one continues from the tokens made so far: none is lost, none comes twice."""
     with serving(tmp_path, ["agg", "agg"]) as (client, workers):
         answer, lost, other = until_half_way(client, workers)
         lost.signal(signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_request_survives_its_worker(tmp_path: Path) -> None:
 
 @pytest.mark.rows("E7")
 def test_a_worker_with_a_lost_engine_has_its_requests_migrated(tmp_path: Path) -> None:
-    """It is out of discovery before they go on elsewhere, and ends with exit code 1."""
+    """It is out of discovery before they continue elsewhere, and ends with exit code 1."""
     with serving(tmp_path, ["agg", "agg"], engine="ChildEngine") as (client, workers):
         answer, lost, other = until_half_way(client, workers)
         assert len(listed(tmp_path)) == 2
@@ -126,7 +126,7 @@ def listed(folder: Path) -> set[str]:
 
 
 def test_a_worker_without_drain_time_has_its_requests_migrated(tmp_path: Path) -> None:
-    """What is left at the end of a graceful shutdown is stopped here, and goes on elsewhere."""
+    """What is left at the end of a graceful shutdown is stopped here, and continues elsewhere."""
     with serving(tmp_path, ["agg", "agg"], drain_s=0.1) as (client, workers):
         answer, leaving, other = until_half_way(client, workers)
         leaving.signal()

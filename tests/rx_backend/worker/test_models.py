@@ -163,7 +163,7 @@ def test_a_gguf_file_has_its_tokenizer_in_it(
 
 
 @pytest.mark.needs("gguf", "tokenizers")
-def test_a_gguf_tokenizer_that_can_not_be_converted_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_tokenizer_that_can_not_be_converted_is_rejected(tmp_path: Path) -> None:
     """It is named with what is known; a file that is none says so; a begin token is added."""
     path = tmp_path / "model.gguf"
     for pre, kind in (("tekken", "gpt2"), ("default", "llama")):

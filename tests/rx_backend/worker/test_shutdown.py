@@ -90,7 +90,7 @@ def test_a_signal_loses_no_request(tmp_path: Path) -> None:
 
 def test_a_forced_shutdown(tmp_path: Path) -> None:
     """
-    An engine that hears nothing has seconds; one that holds a thread ends the process.
+    An engine that ignores the stop has seconds; one that holds a thread ends the process.
 
     A start that blocks is interrupted after some seconds, and cleaned up; one that can't be
     interrupted ends the process.

@@ -116,14 +116,14 @@ def test_tokens_and_usage_of_vllm() -> None:
 
 @pytest.mark.parametrize("end", [b"", b"data: [DONE]", b"data: [DONE]\n\n"])
 def test_an_answer_with_a_finish_reason_is_complete(end: bytes) -> None:
-    """Whether or not the server tells its usage, and sends what OpenAI sends behind the last event."""
+    """Whether or not the server sends its usage, and what OpenAI sends after the last event."""
     chunks = asyncio.run(ask(data(choice(7), LAST, end=end)))
     assert [chunk.token_ids for chunk in chunks] == [[7], [8]]
     assert chunks[-1].completion_usage == usage(2, 2)
 
 
 def test_a_connection_lost_after_the_finish_reason_is_no_failure() -> None:
-    """But what the server had to tell of the usage."""
+    """Only the server's usage is missing."""
     chunks = asyncio.run(ask(data(choice(7), LAST, end=b""), cut=True))
     assert [chunk.token_ids for chunk in chunks] == [[7], [8]]
     assert chunks[-1].completion_usage == usage(2, 2)
@@ -325,7 +325,7 @@ def test_each_of_several_answers_has_a_terminal() -> None:
 
 
 def test_log_probs_of_vllm() -> None:
-    """Tokens are told by their ids."""
+    """Tokens are named by their ids."""
     logprobs = {
         "tokens": ["token_id:7"],
         "token_logprobs": [-0.5],
@@ -357,7 +357,7 @@ def test_incomplete_log_probs_are_omitted() -> None:
 
 @pytest.mark.rows("E3")
 def test_an_empty_finish_reason_counts_as_none() -> None:
-    """The answer goes on."""
+    """The answer continues."""
     stream = data(choice(7, finish_reason=""), choice(9, finish_reason=""), LAST)
     chunks = asyncio.run(ask(stream))
     assert [chunk.token_ids for chunk in chunks] == [[7], [9], [8]]
@@ -647,7 +647,7 @@ async def test_a_stop_closes_the_connection_and_ends_the_stream(tokens: int) -> 
 @pytest.mark.rows("E4")
 @real_time
 async def test_buffered_events_do_not_delay_a_stop() -> None:
-    """Tokens that wait behind the one that was read are dropped, and a terminal too."""
+    """Tokens that wait after the one that was read are dropped, and a terminal too."""
     context = RequestContext()
     async with started(ScriptedServer(streaming(data(choice(7), choice(8), LAST)))) as engine:
         chunks: list[LLMEngineOutput] = []
@@ -721,7 +721,7 @@ async def test_an_abandoned_stream_closes_the_connection(how: str) -> None:
 @pytest.mark.rows("A1")
 @real_time
 async def test_a_server_that_closes_idle_connections_is_no_failure() -> None:
-    """One request right behind another does not meet a connection that is being closed."""
+    """One request right after another does not meet a connection that is being closed."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # As llama-server does: no word of it in the header.
@@ -777,7 +777,7 @@ async def test_a_dead_server_means_the_engine_is_lost() -> None:
 @pytest.mark.rows("E5")
 @real_time
 async def test_cleanup() -> None:
-    """Before a start, twice, and what is asked behind it is refused."""
+    """Before a start, twice, and requests after it are refused."""
     engine = OpenAIEngine("http://127.0.0.1:1/v1/")
     await engine.cleanup()
     await engine.cleanup()

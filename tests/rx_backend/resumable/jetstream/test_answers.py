@@ -124,7 +124,7 @@ async def test_text_that_can_not_be_encoded_is_repaired(nats: NatsServer) -> Non
 async def test_an_item_that_can_not_be_stored_ends_the_answer(
     nats: NatsServer, wrong: object
 ) -> None:
-    """With the same error in every process, behind all items that came before."""
+    """With the same error in every process, after all items that came before."""
 
     class Odd(CountingEngine):
         async def generate(
@@ -191,7 +191,7 @@ async def test_a_wrong_or_stolen_id_is_not_found(nats: NatsServer) -> None:
 
 @real_time
 async def test_a_position_beyond_the_head_is_unknown(nats: NatsServer) -> None:
-    """A client that claims more than was made is told so, and leaves nothing behind."""
+    """A client that claims more than was generated gets an error, and leaks nothing."""
     async with (
         process(nats.url, CountingEngine()) as here,
         process(nats.url, CountingEngine()) as there,
@@ -245,7 +245,7 @@ def test_a_stop_in_another_process_reaches_the_engine(nats: NatsServer) -> None:
 
 @real_time
 async def test_readers_in_other_processes_keep_an_answer_going(nats: NatsServer) -> None:
-    """Without a reader here the engine goes on, as far ahead of the one elsewhere as it may."""
+    """Without a reader here the engine continues, as far ahead of the one elsewhere as it may."""
     engine = CountingEngine()
     async with (
         process(nats.url, engine, linger_s=0.3, max_ahead=8, batch_items=4) as here,

@@ -24,5 +24,5 @@ class Reconnecting(EndingClient):
 
 @virtual
 async def test_closing_ends_only_the_reconnecting_client() -> None:
-    """Who closes it was not cancelled, and goes on."""
+    """Who closes it was not cancelled, and continues."""
     await Reconnecting().end()

@@ -140,7 +140,7 @@ async def test_a_single_server_is_reported_where_more_are_required(nats: NatsSer
 
 @real_time
 async def test_an_existing_stream_with_fewer_replicas_is_logged(nats: NatsServer) -> None:
-    """It keeps its own, which whoever asked for more has to know."""
+    """It keeps its own number of replicas, so the log says so."""
     async with process(nats.url, CountingEngine()):
         pass
     with capture_logs() as logs:

@@ -129,7 +129,7 @@ async def test_nothing_starts_while_nats_is_unreachable(nats: NatsServer) -> Non
 
 @real_time
 async def test_everything_closes_while_nats_is_unreachable(nats: NatsServer) -> None:
-    """In mid-stream, as the owner and as a follower: no task is left, and nobody waits for long."""
+    """In mid-stream, as the owner and as a follower: no task is left, and no close takes long."""
     async with (
         process(nats.url, CountingEngine(0.01)) as here,
         process(nats.url, CountingEngine()) as there,
@@ -220,7 +220,7 @@ async def test_batches_are_split_where_they_are_too_large(tmp_path: Path) -> Non
 
 
 @real_time
-async def test_a_stream_that_would_lose_items_is_refused(nats: NatsServer) -> None:
+async def test_a_stream_that_would_lose_items_is_rejected(nats: NatsServer) -> None:
     """One that is there already, with another configuration; it is left as it was."""
     client, jetstream = await connect(nats.url)
     config = StreamConfig(name="rx-streams", subjects=["rx-streams.*"])

@@ -88,7 +88,7 @@ async def test_a_stop_of_an_unresponsive_process(nats: NatsServer, between: Prox
 async def test_an_answer_given_up_after_a_lost_acknowledgement(
     nats: NatsServer, between: Proxy
 ) -> None:
-    """What was stored without its process knowing counts: the end is behind it, and not in it."""
+    """What was stored without its process knowing counts: the end comes after it, not within it."""
     more = asyncio.Event()
 
     class Waiting(CountingEngine):

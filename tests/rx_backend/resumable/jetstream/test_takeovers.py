@@ -59,7 +59,7 @@ async def lost(
 
 
 @real_time
-async def test_what_cannot_be_resumed_fails(nats: NatsServer) -> None:
+async def test_an_answer_that_can_not_be_resumed_fails(nats: NatsServer) -> None:
     """With the error of a lost worker and its reason, in every process, now and later."""
     taking = CountingEngine()
     guided = SamplingOptions(guided_decoding=Guided(regex="a*"))
@@ -115,7 +115,7 @@ async def test_an_answer_that_lacks_only_its_terminal_gets_it(nats: NatsServer) 
 async def test_a_stop_that_can_not_reach_its_process_ends_the_answer(
     nats: NatsServer, is_read: bool
 ) -> None:
-    """Where it is read meanwhile, or for whoever comes later: what there is, and the end."""
+    """Readers, now or later, get what there is, and the end."""
     taking = CountingEngine()
     async with (
         lost(nats, request(9)) as stream_id,
