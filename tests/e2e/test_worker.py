@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.needs("aiohttp", "nats", "openai", "uvicorn"), pytest.
 
 
 @dataclass(frozen=True)
-class House:
+class Deployment:
     """A web service, and the workers behind it."""
 
     web: Server
@@ -38,7 +38,7 @@ class House:
 
 
 @pytest.fixture
-def house() -> Generator[House]:
+def deployment() -> Generator[Deployment]:
     environment = {**os.environ, "INTERVAL_S": "0.01"}
     with ExitStack() as stack:
 
@@ -47,26 +47,26 @@ def house() -> Generator[House]:
 
         workers = [run("tests.e2e.upstream:app") for _ in range(2)]
         urls = ",".join(worker.url for worker in workers)
-        yield House(run("tests.e2e.service:app", UPSTREAMS=urls), workers)
+        yield Deployment(run("tests.e2e.service:app", UPSTREAMS=urls), workers)
 
 
 def test_an_answer_continues_on_another_worker(
-    house: House, official: Callable[[str], openai.OpenAI]
+    deployment: Deployment, official: Callable[[str], openai.OpenAI]
 ) -> None:
     """
     The official client and a client that comes back have each token once, and what all cost.
 
     The other worker was asked for the rest only.
     """
-    create: Any = official(house.web.url).chat.completions.create
+    create: Any = official(deployment.web.url).chat.completions.create
     stream = create(model="m", stream=True, stream_options={"include_usage": True}, **CHAT)
     chunks = [next(stream) for _ in range(20)]
-    with httpx.Client(base_url=house.web.url) as client:
+    with httpx.Client(base_url=deployment.web.url) as client:
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
             mine = events(response)
             found = [next(mine) for _ in range(20)]
-        house.workers[0].process.kill()
-        house.workers[0].process.wait()
+        deployment.workers[0].process.kill()
+        deployment.workers[0].process.wait()
         last = str(found[-1].id)
         with client.stream(
             "GET", f"/streams/{last.partition(':')[0]}", headers={"last-event-id": last}
@@ -80,20 +80,20 @@ def test_an_answer_continues_on_another_worker(
     assert text == expected_text()
     cost = chunks[-1].usage
     assert (cost.prompt_tokens, cost.completion_tokens) == (len(PROMPT), TOKENS)
-    prompts = httpx.get(f"{house.workers[1].url}/prompts").json()
+    prompts = httpx.get(f"{deployment.workers[1].url}/prompts").json()
     assert len(prompts) == 2
     assert min(prompts) >= len(PROMPT) + 20
 
 
 def test_losing_every_worker_is_reported(
-    house: House, official: Callable[[str], openai.OpenAI]
+    deployment: Deployment, official: Callable[[str], openai.OpenAI]
 ) -> None:
     """The client gets an error after the last token; one that resumes later gets the same."""
-    with httpx.Client(base_url=house.web.url) as client:
+    with httpx.Client(base_url=deployment.web.url) as client:
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
             mine = events(response)
             found = [next(mine) for _ in range(20)]
-            for worker in house.workers:
+            for worker in deployment.workers:
                 worker.process.kill()
                 worker.process.wait()
             found += mine
@@ -107,4 +107,4 @@ def test_losing_every_worker_is_reported(
         assert again.status_code in {502, 503}
         assert again.json()["error"]["code"] == error["code"]
     with pytest.raises(openai.InternalServerError):
-        official(house.web.url).chat.completions.create(model="m", stream=True, **CHAT)
+        official(deployment.web.url).chat.completions.create(model="m", stream=True, **CHAT)

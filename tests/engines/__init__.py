@@ -1,6 +1,6 @@
 """Scripted engines, and short ways to serve their requests; for all suites."""
 
-from tests.engines.mortal import Mortal, counting_request
+from tests.engines.losable import LosableEngine, counting_request
 from tests.engines.scripted import (
     FunctionEngine,
     Give,
@@ -41,7 +41,7 @@ __all__ = (
     "FunctionEngine",
     "Give",
     "Item",
-    "Mortal",
+    "LosableEngine",
     "ScriptedEngine",
     "Served",
     "Step",

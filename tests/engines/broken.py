@@ -17,8 +17,8 @@ __all__ = (
     "BROKEN",
     "GOOD",
     "Chunks",
+    "CorrectEngine",
     "DuckEngine",
-    "GoodEngine",
     "SeveralAnswers",
     "broken",
     "edited",
@@ -30,7 +30,7 @@ STEP_S = 0.01
 FOR_EVER = 10 * 365 * 24 * 3600.0
 
 
-class GoodEngine(LLMEngine):
+class CorrectEngine(LLMEngine):
     """Counts, one token a step, and sees a stop."""
 
     model = "good"
@@ -59,8 +59,8 @@ RETURN = object()
 Edit: TypeAlias = Callable[[LLMEngineOutput, RequestContext], list[Any]]
 
 
-def edited(name: str, edit: Edit) -> type[GoodEngine]:
-    class Edited(GoodEngine):
+def edited(name: str, edit: Edit) -> type[CorrectEngine]:
+    class Edited(CorrectEngine):
         async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
             async for chunk in super().chunks(request, context):
                 for step in edit(chunk, context):
@@ -101,14 +101,14 @@ async def block_in_a_task() -> None:
     await asyncio.create_task(block())
 
 
-class DictEngine(GoodEngine):
+class DictEngine(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         while not context.is_stopped and request.stop_conditions.max_tokens != 8:
             yield {"token_ids": [1]}
         yield {"token_ids": [2], "finish_reason": "abort" if context.is_stopped else "stop"}
 
 
-class CoroutineEngine(GoodEngine):
+class CoroutineEngine(CorrectEngine):
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> Awaitable[Any]:
         async def set_up() -> AsyncIterator[Any]:
             await asyncio.sleep(STEP_S)
@@ -117,7 +117,7 @@ class CoroutineEngine(GoodEngine):
         return set_up()
 
 
-class FirstChunkIsLastEngine(GoodEngine):
+class FirstChunkIsLastEngine(CorrectEngine):
     """Too fast to be stopped in mid-stream."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -128,13 +128,13 @@ class DuckEngine:
     """No LLMEngine, but one by its methods."""
 
     def __init__(self) -> None:
-        self.inner = GoodEngine()
+        self.inner = CorrectEngine()
         self.start = self.inner.start
         self.generate = self.inner.generate
         self.cleanup = self.inner.cleanup
 
 
-class StopsByAbortAlone(GoodEngine):
+class StopsByAbortAlone(CorrectEngine):
     """Knows its requests by id, and does not look at the context: a request ends when it is aborted."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class StopsByAbortAlone(GoodEngine):
         self.running.discard(context.id)
 
 
-class SeveralAnswers(GoodEngine):
+class SeveralAnswers(CorrectEngine):
     """Gives ``n`` answers that take turns, and the later ones end later."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -166,8 +166,8 @@ class SeveralAnswers(GoodEngine):
                     yield LLMEngineOutput([7], index=index + 1)
 
 
-def with_config(**fields: Any) -> type[GoodEngine]:
-    class WithConfig(GoodEngine):
+def with_config(**fields: Any) -> type[CorrectEngine]:
+    class WithConfig(CorrectEngine):
         async def start(self, worker_id: int) -> EngineConfig:
             return EngineConfig(model=self.model, **fields)
 
@@ -175,13 +175,15 @@ def with_config(**fields: Any) -> type[GoodEngine]:
     return WithConfig
 
 
-def with_method(name: str, method: Any, base: type[GoodEngine] = GoodEngine) -> type[GoodEngine]:
+def with_method(
+    name: str, method: Any, base: type[CorrectEngine] = CorrectEngine
+) -> type[CorrectEngine]:
     """Return an engine with another method; its name is that of both."""
     made = f"{name}_{method.__name__}".title().replace("_", "")
-    return cast("type[GoodEngine]", type(made, (base,), {name: method}))
+    return cast("type[CorrectEngine]", type(made, (base,), {name: method}))
 
 
-def with_health_payload(payload: Any) -> type[GoodEngine]:
+def with_health_payload(payload: Any) -> type[CorrectEngine]:
     async def answers(_: object) -> Any:
         return payload
 
@@ -196,7 +198,7 @@ def raise_at_the_end(chunk: LLMEngineOutput, context: RequestContext) -> list[An
 SHARED = LLMEngineOutput([1], cum_log_probs=float("nan"))
 
 GOOD: list[type[object]] = [
-    *(GoodEngine, DictEngine, CoroutineEngine, FirstChunkIsLastEngine, DuckEngine),
+    *(CorrectEngine, DictEngine, CoroutineEngine, FirstChunkIsLastEngine, DuckEngine),
     *(StopsByAbortAlone, SeveralAnswers),
     with_health_payload({"token_ids": [1]}),
     with_config(context_length=0, max_num_seqs=8),
@@ -206,7 +208,7 @@ GOOD: list[type[object]] = [
 ]
 
 
-def cannot_be_made(_: object) -> None:
+def fails_to_construct(_: object) -> None:
     raise OSError("no device")
 
 
@@ -234,32 +236,32 @@ def is_plain(*_: object) -> EngineConfig:
     return EngineConfig(model="good")
 
 
-class NamelessModel(GoodEngine):
+class NamelessModel(CorrectEngine):
     model = " "
 
 
-class GenerateGivesAList(GoodEngine):
+class GenerateGivesAList(CorrectEngine):
     def generate(self, request: PreprocessedRequest, context: RequestContext) -> Awaitable[Any]:
         if context.is_stopped:
             raise Cancelled("stopped")
         return cast("Awaitable[Any]", [1, 2])
 
 
-class TakesTheSignalForItsState(GoodEngine):
+class TreatsTheSignalAsSet(CorrectEngine):
     """Means ``is_stopped``: a signal is true whether it is set or not."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         yield LLMEngineOutput.cancelled() if context.stopped() else LLMEngineOutput.stop()
 
 
-class NeverEndsNorWaits(GoodEngine):
+class NeverEndsNorWaits(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         while not context.is_stopped:
             yield LLMEngineOutput.token(1)
         yield LLMEngineOutput.cancelled()
 
 
-class WaitsForTheStop(GoodEngine):
+class WaitsForTheStop(CorrectEngine):
     """Has nothing to yield before it is stopped, but for *first*."""
 
     first: tuple[LLMEngineOutput, ...] = ()
@@ -275,7 +277,7 @@ class HangsBeforeItsTerminal(WaitsForTheStop):
     first = (LLMEngineOutput.token(1),)
 
 
-class OneSharedCounter(GoodEngine):
+class OneSharedCounter(CorrectEngine):
     """Fails, or loses its terminal, when a second stream runs beside a first."""
 
     running = 0
@@ -297,13 +299,13 @@ class LosesItsTerminalWhenBusy(OneSharedCounter):
     loses_terminal = True
 
 
-class IgnoresTheStop(GoodEngine):
+class IgnoresTheStop(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, RequestContext()):
             yield chunk
 
 
-class ClosingRaises(GoodEngine):
+class ClosingRaises(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         try:
             async for chunk in super().chunks(request, context):
@@ -312,7 +314,7 @@ class ClosingRaises(GoodEngine):
             raise OSError("already released") from None
 
 
-class ClosingHangs(GoodEngine):
+class ClosingHangs(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         try:
             async for chunk in super().chunks(request, context):
@@ -321,7 +323,7 @@ class ClosingHangs(GoodEngine):
             await asyncio.sleep(FOR_EVER)
 
 
-class UsesItsChunkAgain(GoodEngine):
+class ReusesItsChunk(CorrectEngine):
     as_mapping = False
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -332,11 +334,11 @@ class UsesItsChunkAgain(GoodEngine):
             yield again if chunk.token_ids else chunk
 
 
-class UsesItsListAgain(UsesItsChunkAgain):
+class ReusesItsList(ReusesItsChunk):
     as_mapping = True
 
 
-class EmptiesAListAfterwards(GoodEngine):
+class EmptiesAListAfterwards(CorrectEngine):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, context):
             chunk.log_probs = [-1.0] * len(chunk.token_ids)
@@ -344,7 +346,7 @@ class EmptiesAListAfterwards(GoodEngine):
             chunk.log_probs.clear()
 
 
-class CleanupRaises(GoodEngine):
+class CleanupRaises(CorrectEngine):
     """Fails the first clean-up of an engine that was started."""
 
     started = cleaned = False
@@ -446,8 +448,8 @@ EDITS: dict[Rule, dict[str, Edit]] = {
     },
 }
 
-BROKEN: list[tuple[type[GoodEngine], Rule]] = [
-    (with_method("__init__", cannot_be_made), Rule.START_FAILED),
+BROKEN: list[tuple[type[CorrectEngine], Rule]] = [
+    (with_method("__init__", fails_to_construct), Rule.START_FAILED),
     *((with_method("start", each), Rule.START_FAILED) for each in (raises, exits, hangs, is_plain)),
     (NamelessModel, Rule.MODEL_NAME_EMPTY),
     (with_method("start", does_nothing), Rule.MODEL_NAME_EMPTY),
@@ -457,14 +459,14 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
         for number in ("4096", -5, 0.5, True)
     ),
     (GenerateGivesAList, Rule.GENERATE_FAILED),
-    (TakesTheSignalForItsState, Rule.UNREQUESTED_CANCELLATION),
+    (TreatsTheSignalAsSet, Rule.UNREQUESTED_CANCELLATION),
     (WaitsForTheStop, Rule.NO_CHUNK),
     *((engine, Rule.NO_TERMINAL) for engine in (HangsBeforeItsTerminal, NeverEndsNorWaits)),
     (OneSharedCounter, Rule.INTERLEAVED_CALLS_FAILED),
     (LosesItsTerminalWhenBusy, Rule.INTERLEAVED_CALLS_FAILED),
     (IgnoresTheStop, Rule.CANCELLATION_IGNORED),
-    (UsesItsChunkAgain, Rule.CHUNK_MODIFIED),
-    (UsesItsListAgain, Rule.CHUNK_MODIFIED),
+    (ReusesItsChunk, Rule.CHUNK_MODIFIED),
+    (ReusesItsList, Rule.CHUNK_MODIFIED),
     (EmptiesAListAfterwards, Rule.CHUNK_MODIFIED),
     *((with_method("abort", each), Rule.ABORT_FAILED) for each in (raises, exits, hangs)),
     (with_method("abort", does_nothing, IgnoresTheStop), Rule.ABORT_FAILED),
@@ -489,6 +491,6 @@ BROKEN: list[tuple[type[GoodEngine], Rule]] = [
 ]
 
 
-def broken(name: str) -> type[GoodEngine]:
+def broken(name: str) -> type[CorrectEngine]:
     """Return the broken engine of that name."""
     return next(engine for engine, _ in BROKEN if engine.__name__ == name)

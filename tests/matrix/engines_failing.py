@@ -87,7 +87,7 @@ async def ends_empty(call: Call) -> Answer:
 
 
 @engine()
-async def goes_on_after_terminal(call: Call) -> Answer:
+async def continues_after_terminal(call: Call) -> Answer:
     """Yield after its terminal (row S8)."""
     with call.opened():
         yield call.token()
@@ -155,7 +155,7 @@ async def setup_raises_base(call: Call) -> Any:
 
 
 @engine(ends=())
-async def setup_waits_for_ever(call: Call) -> Any:
+async def setup_waits_forever(call: Call) -> Any:
     """Never return an answer."""
     await call.wait_for_ever()
 

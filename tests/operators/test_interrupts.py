@@ -163,7 +163,7 @@ async def collect_plainly(stream: Any) -> None:
         pass
 
 
-class Told:
+class ObserverRecord:
     """Notes what a stream's observer is told."""
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class TestNobodyWaits:
         self, at: int, makes: int
     ) -> None:
         """A consumer that is cancelled in the very step that an engine answers gets none of them."""
-        seen, told = Seen(), Told()
+        seen, told = Seen(), ObserverRecord()
 
         @operator
         def cancelling() -> Stage[int, int]:

@@ -12,7 +12,7 @@ __all__ = ("telling",)
 
 
 @operator
-def tell_tokens() -> Stage[Any, Any]:
+def print_tokens() -> Stage[Any, Any]:
     """Write a line with the number of tokens, however the stream ends."""
     tokens = 0
     try:
@@ -25,4 +25,4 @@ def tell_tokens() -> Stage[Any, Any]:
         sys.stdout.flush()
 
 
-telling = standard_pipeline.with_operators(tell_tokens())
+telling = standard_pipeline.with_operators(print_tokens())

@@ -40,7 +40,7 @@ async def running(model: RealModel, **options: Any) -> AsyncGenerator[LlamaCppEn
         await engine.cleanup()
 
 
-def asking(prompt: Sequence[int], max_tokens: int = 16, **groups: Any) -> PreprocessedRequest:
+def request_for(prompt: Sequence[int], max_tokens: int = 16, **groups: Any) -> PreprocessedRequest:
     groups.setdefault("sampling_options", GREEDY)
     groups.setdefault("stop_conditions", StopConditions(max_tokens=max_tokens))
     return PreprocessedRequest(token_ids=[*prompt], **groups)
@@ -93,7 +93,7 @@ async def test_prefill_is_chunked_beside_running_answers(tiny_model: RealModel) 
     short = short[:5]
     async with running(tiny_model, max_batch=4, batch_tokens=37) as engine:
         answers = await asyncio.gather(
-            *(answer_of(engine, asking(prompt, 40)) for prompt in (short, *long))
+            *(answer_of(engine, request_for(prompt, 40)) for prompt in (short, *long))
         )
     assert answers == [tiny_model.expected(prompt, 40) for prompt in (short, *long)]
 
@@ -106,7 +106,7 @@ async def test_min_tokens_takes_precedence_over_a_stop_token(tiny_model: RealMod
     end = tiny_model.expected(prompt, 12)[5]
     minimum = StopConditions(max_tokens=12, stop_token_ids_hidden=[end], min_tokens=12)
     async with running(tiny_model) as engine:
-        answer = await answer_of(engine, asking(prompt, stop_conditions=minimum))
+        answer = await answer_of(engine, request_for(prompt, stop_conditions=minimum))
     assert end not in answer[:-1]
     assert len(answer) == 12
 
@@ -119,10 +119,10 @@ async def test_a_stop_or_a_drop_frees_the_cache(tiny_model: RealModel) -> None:
     short = tiny_model.prompts(1)[0]
     async with running(tiny_model, max_batch=2, batch_tokens=8) as engine:
         for drop, length in ((True, 1500), (False, 1500), (True, 5), (False, 5)):
-            other = asyncio.create_task(answer_of(engine, asking(short, 12)))
+            other = asyncio.create_task(answer_of(engine, request_for(short, 12)))
             context = RequestContext()
             endless = StopConditions(ignore_eos=True)
-            request = asking(prompt[:length], stop_conditions=endless)
+            request = request_for(prompt[:length], stop_conditions=endless)
             stream = engine.generate(request, context)
             pull = asyncio.create_task(anext(stream))
             if length == 5:
@@ -151,14 +151,17 @@ async def test_a_bad_request_fails_only_itself(tiny_model: RealModel) -> None:
     """Options that can't be honoured are named."""
     good = tiny_model.prompts(1)[0]
     bad = [
-        (asking(good, 0), "max_tokens"),
-        (asking(good, sampling_options=SamplingOptions(n=2)), "sampling_options.n"),
-        (asking(good, sampling_options=SamplingOptions(temperature=-1)), "temperature"),
-        (asking(good, sampling_options={"guided_decoding": {"regex": "a"}}), "guided_decoding"),
-        (asking(good, output_options=OutputOptions(prompt_logprobs=1)), "prompt_logprobs"),
+        (request_for(good, 0), "max_tokens"),
+        (request_for(good, sampling_options=SamplingOptions(n=2)), "sampling_options.n"),
+        (request_for(good, sampling_options=SamplingOptions(temperature=-1)), "temperature"),
+        (
+            request_for(good, sampling_options={"guided_decoding": {"regex": "a"}}),
+            "guided_decoding",
+        ),
+        (request_for(good, output_options=OutputOptions(prompt_logprobs=1)), "prompt_logprobs"),
     ]
     async with running(tiny_model) as engine:
-        other = asyncio.create_task(answer_of(engine, asking(good)))
+        other = asyncio.create_task(answer_of(engine, request_for(good)))
         for request, words in bad:
             with pytest.raises(InvalidArgument, match=words):
                 await chunks_of(engine, request)
@@ -172,7 +175,7 @@ async def test_sampled_answers_follow_their_seed(tiny_model: RealModel) -> None:
     warm = {"temperature": 1.5, "seed": 7}
 
     async def sample(**options: Any) -> list[int]:
-        return await answer_of(engine, asking(prompt, 24, sampling_options=warm | options))
+        return await answer_of(engine, request_for(prompt, 24, sampling_options=warm | options))
 
     greedy = tiny_model.expected(prompt, 24)
     async with running(tiny_model) as engine:
@@ -190,7 +193,7 @@ async def test_sampled_answers_follow_their_seed(tiny_model: RealModel) -> None:
         unlike = await sample(temperature=0, frequency_penalty=100.0)
         assert len(set(unlike)) == len(unlike)
         assert await sample(temperature=0, presence_penalty=100.0) == unlike
-        unset = asking(prompt, 24, sampling_options=SamplingOptions(seed=7))
+        unset = request_for(prompt, 24, sampling_options=SamplingOptions(seed=7))
         assert await answer_of(engine, unset) == await sample(temperature=1.0)
 
 
@@ -200,7 +203,9 @@ async def test_log_probs_match_the_logits(tiny_model: RealModel) -> None:
     torch: Any = import_module("torch")
     prompt = tiny_model.prompts(1)[0]
     options = {"temperature": 1.2, "seed": 3}
-    request = asking(prompt, 6, sampling_options=options, output_options=OutputOptions(logprobs=5))
+    request = request_for(
+        prompt, 6, sampling_options=options, output_options=OutputOptions(logprobs=5)
+    )
     async with running(tiny_model) as engine:
         chunks = await chunks_of(engine, request)
     answer = tokens_of(chunks)
@@ -225,7 +230,7 @@ async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> N
     fresh = LlamaCppEngine(tiny_model.gguf)
     await fresh.cleanup()
     with pytest.raises(EngineShutdown):
-        await chunks_of(fresh, asking([1]))
+        await chunks_of(fresh, request_for([1]))
     no_model = tmp_path / "none.gguf"
     no_model.write_bytes(b"GGUF, or not")
     # The last has 2**32 tokens in all, which llama.cpp would take for none.
@@ -247,7 +252,7 @@ async def test_the_life_of_an_engine(tiny_model: RealModel, tmp_path: Path) -> N
     await engine.cleanup()
     config = await engine.start(0)
     assert (config.model, config.context_length, config.max_num_seqs) == ("tiny", 512, 8)
-    endless = asking([5, 6], stop_conditions=StopConditions(ignore_eos=True))
+    endless = request_for([5, 6], stop_conditions=StopConditions(ignore_eos=True))
     stream = engine.generate(endless, RequestContext())
     await anext(stream)
     await engine.cleanup()
@@ -282,7 +287,7 @@ async def test_a_thousand_requests_leak_nothing(tiny_model: RealModel, spans: Sp
     async def one(number: int, end: str, after: int) -> None:
         nonlocal completed
         which = number % len(prompts)
-        async with at_once, await adapter.generate(asking(prompts[which], 12)) as stream:
+        async with at_once, await adapter.generate(request_for(prompts[which], 12)) as stream:
             tokens: list[int] = []
             async for item in stream:
                 assert item.data is not None, item.error

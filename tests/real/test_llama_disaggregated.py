@@ -20,7 +20,7 @@ from rx_backend import CannotConnect, EngineAdapter, PreprocessedRequest
 from rx_backend.protocols import LLMEngineOutput, PrefillResult, SamplingOptions
 from rx_backend.worker.frontend import until_listed
 from tests.engines import real_time
-from tests.real.test_llama_cpp import answer_of, asking, at_rest, running, tokens_of
+from tests.real.test_llama_cpp import answer_of, at_rest, request_for, running, tokens_of
 from tests.real.tiny_model import RealModel
 from tests.rx_backend.worker._processes import ROOT, START_S, frontend, serve
 
@@ -82,7 +82,7 @@ async def test_the_answers_are_those_of_one_engine(tiny_model: RealModel) -> Non
     prompts = [[7], *tiny_model.prompts(6, length=40), *tiny_model.prompts(2, length=700)]
     sampled = SamplingOptions(temperature=0.9, seed=5, repetition_penalty=1.2)
     requests = [
-        asking(prompt, 16, sampling_options=options)
+        request_for(prompt, 16, sampling_options=options)
         for prompt in prompts
         for options in (SamplingOptions(temperature=0), sampled)
     ]
@@ -103,13 +103,13 @@ async def test_a_prefill_engine_is_not_quiescent_while_a_cache_waits(
     """It is again once the cache was fetched, which works once."""
     async with pair_of(tiny_model) as pair:
         decode = EngineAdapter(pair.decode, mode="decode")
-        request = await pair.hand_over(asking(tiny_model.prompts(1)[0]))
+        request = await pair.hand_over(request_for(tiny_model.prompts(1)[0]))
         assert not await pair.prefill.is_quiescent()
         await read(decode, request)
         assert await pair.prefill.is_quiescent()
         with pytest.raises(Exception, match="no cache"):
             await read(decode, request)
-        lost = await pair.hand_over(asking(tiny_model.prompts(1)[0]))
+        lost = await pair.hand_over(request_for(tiny_model.prompts(1)[0]))
         await pair.prefill.cleanup()
         with pytest.raises(CannotConnect):
             await read(decode, lost)

@@ -93,7 +93,7 @@ class Running:
         running = "vllm:num_requests_running"
         async with asyncio.timeout(20):
             while True:
-                stream = self.engine.generate(asking([5, 6], 20), RequestContext())
+                stream = self.engine.generate(request_for([5, 6], 20), RequestContext())
                 await anext(stream)
                 await anext(stream)
                 found = gauge(running)
@@ -127,7 +127,7 @@ def assert_ended(processes: Iterable[BaseProcess]) -> None:
         assert not process.is_alive()
 
 
-def asking(prompt: Sequence[int], max_tokens: int = 12, **groups: Any) -> PreprocessedRequest:
+def request_for(prompt: Sequence[int], max_tokens: int = 12, **groups: Any) -> PreprocessedRequest:
     groups.setdefault("sampling_options", GREEDY)
     groups.setdefault("stop_conditions", StopConditions(max_tokens=max_tokens, ignore_eos=True))
     return PreprocessedRequest(token_ids=[*prompt], **groups)
@@ -153,7 +153,7 @@ def test_min_tokens_takes_precedence_over_a_stop_token(vllm: Running) -> None:
     prompt = vllm.model.prompts(1)[0]
     end = vllm.model.expected(prompt, 12)[5]
     minimum = StopConditions(max_tokens=12, stop_token_ids_hidden=[end], min_tokens=12)
-    *_, last = chunks = vllm.run(vllm.chunks(asking(prompt, stop_conditions=minimum)))
+    *_, last = chunks = vllm.run(vllm.chunks(request_for(prompt, stop_conditions=minimum)))
     assert end not in tokens_of(chunks)[:-1]
     assert str(last.finish_reason) == "length"
     assert last.completion_usage is not None
@@ -164,7 +164,7 @@ def test_min_tokens_takes_precedence_over_a_stop_token(vllm: Running) -> None:
 def test_a_prompt_that_was_read_before_is_cached(vllm: Running) -> None:
     """The usage says how much of it."""
     prompt = vllm.model.prompts(1)[0]
-    full = asking((prompt * LONGEST)[: LONGEST - 9], 9)
+    full = request_for((prompt * LONGEST)[: LONGEST - 9], 9)
     vllm.run(vllm.chunks(full))
     *_, last = vllm.run(vllm.chunks(full))
     assert last.completion_usage is not None
@@ -182,8 +182,8 @@ def test_a_stop_or_a_drop_frees_the_requests_resources(
     short, prompt = vllm.model.prompts(1)[0], vllm.model.prompts(1, length=900)[0][:length]
 
     async def ask() -> None:
-        other = asyncio.create_task(vllm.answer(asking(short)))
-        stream = await vllm.adapter.generate(asking(prompt, LONGEST - length))
+        other = asyncio.create_task(vllm.answer(request_for(short)))
+        stream = await vllm.adapter.generate(request_for(prompt, LONGEST - length))
         pull = asyncio.ensure_future(anext(stream))
         if end == "early":
             stream.context.stop_generating()
@@ -218,7 +218,9 @@ def test_requests_of_one_id_are_stopped_one_by_one(vllm: Running) -> None:
 
     async def ask() -> None:
         contexts = [RequestContext("same"), RequestContext("same")]
-        tasks = [asyncio.create_task(vllm.chunks(asking(prompt, 60), each)) for each in contexts]
+        tasks = [
+            asyncio.create_task(vllm.chunks(request_for(prompt, 60), each)) for each in contexts
+        ]
         await asyncio.sleep(0)
         contexts[0].stop_generating()
         await vllm.engine.abort(contexts[0])
@@ -252,7 +254,7 @@ def test_a_bad_request_fails_only_itself(vllm: Running, wire: dict[str, Any], wo
     good = vllm.model.prompts(1)[0]
 
     async def ask() -> None:
-        other = asyncio.create_task(vllm.answer(asking(good)))
+        other = asyncio.create_task(vllm.answer(request_for(good)))
         with pytest.raises(InvalidArgument, match=words):
             await vllm.chunks(convert_request({"token_ids": good, **wire}))
         assert await other == vllm.model.expected(good, 12)
@@ -284,7 +286,7 @@ def test_options_take_effect(vllm: Running) -> None:
         assert len({*unlike, *prompt}) == 12 + len({*prompt})
         assert set(await sample(allowed_token_ids=[40, 41])) <= {40, 41}
         assert set(await sample(logit_bias={"44": 100})) == {44}
-        choice = asking(
+        choice = request_for(
             prompt,
             sampling_options={"guided_decoding": {"choice": ["abc", "abd"]}},
             stop_conditions=StopConditions(max_tokens=12),
@@ -302,7 +304,7 @@ def test_several_answers_each_have_their_end(vllm: Running) -> None:
     warm = SamplingOptions(n=2, temperature=1.5, seed=3)
 
     async def ask() -> None:
-        chunks = await vllm.chunks(asking(prompt, sampling_options=warm))
+        chunks = await vllm.chunks(request_for(prompt, sampling_options=warm))
         assert [len(tokens_of(chunks, index)) for index in (0, 1)] == [12, 12]
         assert tokens_of(chunks, 0) != tokens_of(chunks, 1)
         ends = [chunk for chunk in chunks if chunk.finish_reason is not None]
@@ -310,7 +312,7 @@ def test_several_answers_each_have_their_end(vllm: Running) -> None:
         assert ends[-1] is chunks[-1]
         counts = [chunk.completion_usage for chunk in ends]
         assert [each.completion_tokens for each in counts if each] == [12, 12]
-        stream = await vllm.adapter.generate(asking(prompt, 900, sampling_options=warm))
+        stream = await vllm.adapter.generate(request_for(prompt, 900, sampling_options=warm))
         await anext(stream)
         stream.context.stop_generating()
         stopped = [item.data async for item in stream if item.data and item.data.finish_reason]
@@ -330,7 +332,9 @@ def test_log_probs_match_the_logits(vllm: Running) -> None:
     prompt = vllm.model.prompts(1)[0]
     wanted = OutputOptions(logprobs=3, prompt_logprobs=0)
     warm = SamplingOptions(temperature=1.2, seed=3)
-    chunks = vllm.run(vllm.chunks(asking(prompt, 6, sampling_options=warm, output_options=wanted)))
+    chunks = vllm.run(
+        vllm.chunks(request_for(prompt, 6, sampling_options=warm, output_options=wanted))
+    )
     answer = tokens_of(chunks)
     model = import_module("transformers").AutoModelForCausalLM.from_pretrained(
         vllm.model.folder, dtype="float32"
@@ -360,7 +364,7 @@ def test_tenants_do_not_share_the_prefix_cache(vllm: Running) -> None:
     prompt = vllm.model.prompts(7, length=600)[6]
 
     async def cached(salt: str) -> int | None:
-        *_, last = await vllm.chunks(asking(prompt, 1, routing={"cache_salt": salt}))
+        *_, last = await vllm.chunks(request_for(prompt, 1, routing={"cache_salt": salt}))
         assert last.completion_usage is not None
         assert last.completion_usage.prompt_tokens_details is not None
         return last.completion_usage.prompt_tokens_details.cached_tokens
@@ -387,7 +391,7 @@ async def test_a_dead_engine_core_fails_every_request(
     adapter = EngineAdapter(running)
     lost = asyncio.create_task(running.lost())
     try:
-        streams = [await adapter.generate(asking([5, 6, n], 900)) for n in range(4)]
+        streams = [await adapter.generate(request_for([5, 6, n], 900)) for n in range(4)]
         for stream in streams:
             await anext(stream)
         assert not lost.done()
@@ -399,12 +403,12 @@ async def test_a_dead_engine_core_fails_every_request(
             assert isinstance(items[-1].error, Disconnected)
         assert "vLLM" in await asyncio.wait_for(lost, 5)
         with pytest.raises(Disconnected):
-            await anext(running.generate(asking([5]), RequestContext()))
+            await anext(running.generate(request_for([5]), RequestContext()))
     finally:
         await running.cleanup()
     assert_ended({*multiprocessing.active_children()} - others)
     with pytest.raises(EngineShutdown):
-        await anext(running.generate(asking([5]), RequestContext()))
+        await anext(running.generate(request_for([5]), RequestContext()))
 
 
 @pytest.mark.rows("E5")
@@ -416,7 +420,7 @@ async def test_cleanup_ends_running_requests(tiny_model: RealModel) -> None:
     await engine.cleanup()
     await engine.start(0)
     lost = asyncio.create_task(engine.lost())
-    stream = engine.generate(asking([5, 6], 900), RequestContext())
+    stream = engine.generate(request_for([5, 6], 900), RequestContext())
     await anext(stream)
     await engine.cleanup()
     await engine.cleanup()

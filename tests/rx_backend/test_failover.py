@@ -39,7 +39,7 @@ from rx_backend.protocols import (
 from rx_backend.retry_budget import RetryBudget
 from rx_backend.testing import run_virtual
 from tests.engines import (
-    Mortal,
+    LosableEngine,
     ScriptedEngine,
     Served,
     adapter_of,
@@ -76,7 +76,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
         return SampleEngine() if kind == "sample" else SimulatedEngine()
 
     spans = Spans()
-    lost, spare = Mortal(engine(), lives=2), Mortal(engine())
+    lost, spare = LosableEngine(engine(), lives=2), LosableEngine(engine())
     adapter = adapter_of(FailoverEngine(lost, spare), spans=spans)
     context = RequestContext("r1", {"tenant": "a"})
     with capture_logs() as log:
@@ -109,7 +109,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
 @virtual
 async def test_a_request_is_resumed_repeatedly() -> None:
     """As often as the limit says, on one engine after the other, and then on the first again."""
-    engines = Mortal(lives=1), Mortal(lives=0), Mortal(lives=2, ends=True)
+    engines = LosableEngine(lives=1), LosableEngine(lives=0), LosableEngine(lives=2, ends=True)
     served = await answer(FailoverEngine(*engines, limit=5))
     assert flat(served.items) == ALL
     assert chunk_of(served.last).completion_usage == usage(3, 6)
@@ -133,7 +133,7 @@ async def test_a_request_is_resumed_repeatedly() -> None:
 @virtual
 async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost: bool) -> None:
     """Those of a lost worker, and an end without a terminal; no other adds load elsewhere."""
-    lost, spare = Mortal(lives=1, error=error, ends=error is None), Mortal()
+    lost, spare = LosableEngine(lives=1, error=error, ends=error is None), LosableEngine()
     served = await answer(FailoverEngine(lost, spare))
     assert (served.last.error is None) == spare.opened == is_lost
     assert is_lost or not getattr(error, "__notes__", [])
@@ -144,7 +144,7 @@ async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost:
 async def test_a_set_up_that_fails_is_a_loss_too(setup: bool) -> None:
     """An engine may be lost before its stream exists, or at the first pull."""
     lost = ScriptedEngine(setup=[GONE]) if setup else ScriptedEngine(GONE)
-    assert flat((await answer(FailoverEngine(lost, Mortal()))).items) == ALL
+    assert flat((await answer(FailoverEngine(lost, LosableEngine()))).items) == ALL
 
 
 REFUSED = [
@@ -177,9 +177,9 @@ REFUSED = [
 @virtual
 async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
     """The client has the lost worker's error, which says why it was not resumed."""
-    spare = Mortal()
+    spare = LosableEngine()
     with capture_logs() as log:
-        served = await answer(FailoverEngine(Mortal(lives=1), spare), **fields)
+        served = await answer(FailoverEngine(LosableEngine(lives=1), spare), **fields)
     assert served.tokens == [[3]]
     failure = served.last.error
     assert isinstance(failure, Disconnected)
@@ -203,7 +203,7 @@ async def test_state_that_cannot_move(fields: dict[str, Any], why: str) -> None:
 async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
     """What was handed out is no prompt for another engine."""
     error = Disconnected("gone")
-    engine = FailoverEngine(ScriptedEngine(chunk, error), Mortal())
+    engine = FailoverEngine(ScriptedEngine(chunk, error), LosableEngine())
     *_, failed = await collect(await adapter_of(engine).generate(counting_request()))
     assert failed.error is error
     assert why in error.__notes__[0]
@@ -212,8 +212,8 @@ async def test_chunks_that_cannot_move(chunk: Any, why: str) -> None:
 @virtual
 async def test_a_prompt_of_embeddings_is_retried_before_its_first_token() -> None:
     """As long as there is nothing to append, it is the same request."""
-    spare = Mortal()
-    served = await answer(FailoverEngine(Mortal(lives=0), spare), prompt_embeds="AAAA")
+    spare = LosableEngine()
+    served = await answer(FailoverEngine(LosableEngine(lives=0), spare), prompt_embeds="AAAA")
     assert flat(served.items) == ALL
     assert spare.requests[0].token_ids == PROMPT
 
@@ -224,7 +224,7 @@ async def test_the_migration_link_names_the_lost_worker() -> None:
     """A worker that is remote says itself which span it was; one that an earlier one had is gone."""
     link = {"trace_id": "a" * 32, "span_id": "b" * 16}
     lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, Disconnected("gone"))
-    spares = [Mortal(lives=1), Mortal()]
+    spares = [LosableEngine(lives=1), LosableEngine()]
     spans = Spans()
     engine = FailoverEngine(lost, *spares, limit=2)
     await collect(await adapter_of(engine, spans=spans).generate(counting_request()))
@@ -304,7 +304,7 @@ async def test_several_answers_are_never_assumed_complete() -> None:
     """The end token of one is not the end of the other."""
     lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
     two = SamplingOptions(n=2)
-    engine = FailoverEngine(lost, Mortal())
+    engine = FailoverEngine(lost, LosableEngine())
     served = await answer(engine, eos_token_ids=[3], sampling_options=two)
     assert isinstance(served.last.error, Disconnected)
 
@@ -318,7 +318,7 @@ async def test_the_end_of_one_answer_is_not_that_of_all(
 ) -> None:
     """An engine lost after it is lost, and why no other one continues is reported as usual."""
     end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=ended)
-    engine = FailoverEngine(ScriptedEngine(token(8), end, *loss), Mortal())
+    engine = FailoverEngine(ScriptedEngine(token(8), end, *loss), LosableEngine())
     with capture_logs() as log:
         served = await answer(engine, sampling_options=SamplingOptions(n=2))
     failure = served.last.error
@@ -376,7 +376,7 @@ async def test_prompt_details_are_those_of_the_clients_prompt(
 @virtual
 async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext], None]) -> None:
     """The lost one is not aborted, the spare once, and its own end stands."""
-    lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
+    lost, spare, context = LosableEngine(lives=1), LosableEngine(), RequestContext("r1")
     stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
     items = [await anext(stream), await anext(stream)]
     signal(context)
@@ -396,7 +396,7 @@ async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext
 async def test_a_stop_concurrent_with_an_end(mode: str) -> None:
     """Before the first pull, or in the iteration of a drop, the engine is aborted all the same."""
     for pulls in (0, 1):
-        engine, context, began = Mortal(), RequestContext("r1"), now()
+        engine, context, began = LosableEngine(), RequestContext("r1"), now()
         adapter = adapter_of(FailoverEngine(engine), mode)
         stream = await adapter.generate(counting_request(), context)
         for _ in range(pulls):
@@ -418,7 +418,7 @@ async def test_a_stop_concurrent_with_an_end(mode: str) -> None:
 @virtual
 async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
     """The engine that is lost then was aborted, and its error is passed on as it is."""
-    lost, spare, context = Mortal(lives=1, ends=ends), Mortal(), RequestContext("r1")
+    lost, spare, context = LosableEngine(lives=1, ends=ends), LosableEngine(), RequestContext("r1")
     stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
     await anext(stream)
     context.stop_generating()
@@ -435,7 +435,7 @@ async def test_after_a_stop_nothing_is_resumed(ends: bool) -> None:
 @virtual
 async def test_after_the_terminal_nothing_is_resumed() -> None:
     """An error after it passes unchanged to a consumer that pulls on."""
-    error, spare = Disconnected("late"), Mortal()
+    error, spare = Disconnected("late"), LosableEngine()
     engine = FailoverEngine(ScriptedEngine(token(1), stop(), error), spare)
     chunks = engine.generate(counting_request(), RequestContext())
     assert [(await anext(chunks)).token_ids, (await anext(chunks)).token_ids] == [[1], []]
@@ -451,7 +451,7 @@ async def test_in_decode_mode_the_spare_has_its_own_first_token(told_by: str) ->
     """A stop that finds the spare before it waits for it, though the client has tokens already."""
     contexts: list[RequestContext] = []
     spare = ScriptedEngine(contexts.append, 5, token(4), stop())
-    lost, context = Mortal(lives=1), RequestContext()
+    lost, context = LosableEngine(lives=1), RequestContext()
     engine = FailoverEngine(lost, spare)
     stream = await adapter_of(engine, "decode").generate(counting_request(), context)
     assert flat([await anext(stream)]) == [3]
@@ -493,7 +493,7 @@ async def test_an_engines_first_token_notification_reaches_the_request() -> None
 @virtual
 async def test_an_abort_without_a_stop_stops_the_active_engine() -> None:
     """Without an adapter the engine can be aborted directly; what has ended is not aborted."""
-    lost, spare, context = Mortal(lives=1), Mortal(), RequestContext("r1")
+    lost, spare, context = LosableEngine(lives=1), LosableEngine(), RequestContext("r1")
     engine = FailoverEngine(lost, spare)
     chunks = engine.generate(counting_request(), context)
     await anext(chunks)
@@ -514,7 +514,9 @@ async def test_an_abort_without_a_stop_stops_the_active_engine() -> None:
 @virtual
 async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     """With its own error, which says so; requests fill the budget again."""
-    engine = FailoverEngine(Mortal(lives=1), Mortal(), budget=RetryBudget(ratio=0.5, burst=1))
+    engine = FailoverEngine(
+        LosableEngine(lives=1), LosableEngine(), budget=RetryBudget(ratio=0.5, burst=1)
+    )
     errors = [(await answer(engine)).last.error for _ in range(5)]
     assert [error is None for error in errors] == [True, False, True, False, True]
     assert isinstance(errors[1], Disconnected)
@@ -525,19 +527,19 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     ("lost", "budget", "read", "wasted"),
     [
         # The engine had no load of it, so no budget bounds another try.
-        (Mortal(lives=0, error=CannotConnect("nobody")), RetryBudget(0, 0), 3, {}),
+        (LosableEngine(lives=0, error=CannotConnect("nobody")), RetryBudget(0, 0), 3, {}),
         # The spare's prompt is work too, and none that an answer needed.
-        (Mortal(lives=2), None, 8, {("input",): 5}),
+        (LosableEngine(lives=2), None, 8, {("input",): 5}),
     ],
     ids=["refused", "lost"],
 )
 @virtual
 async def test_reprocessed_tokens_are_counted(
-    lost: Mortal, budget: RetryBudget | None, read: int, wasted: dict[Any, int]
+    lost: LosableEngine, budget: RetryBudget | None, read: int, wasted: dict[Any, int]
 ) -> None:
     """As tokens, and as wasted ones; a refused connection costs nothing."""
     meters = Meters()
-    engine = FailoverEngine(lost, Mortal(), budget=budget)
+    engine = FailoverEngine(lost, LosableEngine(), budget=budget)
     adapter = EngineAdapter(engine, meter_provider=meters.provider)
     assert flat(await collect(await adapter.generate(counting_request()))) == ALL
     counted = meters.counts("rx_backend.tokens", "gen_ai.token.type")
@@ -704,13 +706,16 @@ NO_BUDGET: Any = 0.2
     [
         (FailoverEngine, "FailoverEngine: engines: expected one or more"),
         (lambda: FailoverEngine(7), "FailoverEngine: engines: expected engines, got 7"),  # type: ignore[arg-type]
-        (lambda: FailoverEngine(Mortal(), limit=-1), "limit: expected a whole number, at least 0"),
         (
-            lambda: FailoverEngine(Mortal(), budget=NO_BUDGET),
+            lambda: FailoverEngine(LosableEngine(), limit=-1),
+            "limit: expected a whole number, at least 0",
+        ),
+        (
+            lambda: FailoverEngine(LosableEngine(), budget=NO_BUDGET),
             "budget: expected RetryBudget or None, got 0.2",
         ),
         (
-            lambda: FailoverEngine(Mortal(), limit=True),
+            lambda: FailoverEngine(LosableEngine(), limit=True),
             "limit: expected a whole number, at least 0",
         ),
         (

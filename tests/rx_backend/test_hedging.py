@@ -34,7 +34,7 @@ from rx_backend.testing import check_engine, run_virtual
 from tests.engines import (
     FunctionEngine,
     Item,
-    Mortal,
+    LosableEngine,
     ScriptedEngine,
     Served,
     Step,
@@ -90,7 +90,7 @@ async def answer(first: LLMEngine, second: LLMEngine, after_s: float, mode: str 
 async def test_the_second_engine_answers_first() -> None:
     """The first is aborted once and closed; a stop after that reaches the second alone."""
     spans = Spans()
-    slow, fast, context = Mortal(delay_s=60), Mortal(), RequestContext("r1")
+    slow, fast, context = LosableEngine(delay_s=60), LosableEngine(), RequestContext("r1")
     engine = HedgedEngine(slow, fast, after_s=2)
     stream = await adapter_of(engine, spans=spans).generate(counting_request(), context)
     assert flat([await anext(stream), await anext(stream)]) == [3, 4]
@@ -188,7 +188,7 @@ def test_no_abort_overtakes_its_request(
 @virtual
 async def test_requests_that_are_not_hedged(fields: dict[str, Any]) -> None:
     """What only one engine can take, and a health check."""
-    slow, fast = Mortal(delay_s=60), Mortal()
+    slow, fast = LosableEngine(delay_s=60), LosableEngine()
     engine = HedgedEngine(slow, fast, after_s=1)
     items = await collect(await adapter_of(engine).generate(counting_request(**fields)))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
@@ -198,7 +198,7 @@ async def test_requests_that_are_not_hedged(fields: dict[str, Any]) -> None:
 @virtual
 async def test_a_stopped_request_is_not_hedged() -> None:
     """What counts is the time at which the second engine would be asked."""
-    second = Mortal()
+    second = LosableEngine()
     engine = HedgedEngine(ScriptedEngine(5, token(1), stop()), second, after_s=2)
     served = await serve(engine, asked=counting_request(), signals=[(1, "stop_generating")])
     assert flat(served.items) == [1]
@@ -209,7 +209,7 @@ async def test_a_stopped_request_is_not_hedged() -> None:
 @virtual
 async def test_a_timely_first_engine_is_not_hedged() -> None:
     """No second one is asked, and each pull of the consumer is one."""
-    first, second = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), stop()), Mortal()
+    first, second = ScriptedEngine(1, HANDSHAKE, 1, token(1), 1, token(2), stop()), LosableEngine()
     spans = Spans()
     stream = await open_stream(first, second, 2.5, spans=spans)
     for pulls in range(1, 4):
@@ -269,7 +269,7 @@ async def test_a_slow_clean_up_of_the_loser_delays_nothing(loser: str) -> None:
 async def test_waiting_chunks_are_copies() -> None:
     """An engine that uses a chunk again does not change one that was not handed out yet."""
 
-    class Reusing(Mortal):
+    class Reusing(LosableEngine):
         async def generate(self, request: Any, context: Any) -> AsyncGenerator[LLMEngineOutput]:
             chunk = LLMEngineOutput([], log_probs=[])
             yield chunk
@@ -278,7 +278,7 @@ async def test_waiting_chunks_are_copies() -> None:
             yield chunk
             yield stop()
 
-    items = await collect(await open_stream(Mortal(delay_s=60), Reusing(), 1))
+    items = await collect(await open_stream(LosableEngine(delay_s=60), Reusing(), 1))
     assert tokens_of(items) == [[], [7], []]
     assert chunk_of(items[0]).log_probs == []
 
@@ -325,7 +325,7 @@ async def test_a_failing_answer_does_not_affect_the_others() -> None:
     error = LLMEngineOutput(finish_reason=FinishReason.error("boom"), index=0)
     second = LLMEngineOutput(token_ids=[7], index=1)
     end = LLMEngineOutput(finish_reason=FinishReason.STOP, index=1)
-    engine = HedgedEngine(ScriptedEngine(1, error, 1, second, end), Mortal(), after_s=5)
+    engine = HedgedEngine(ScriptedEngine(1, error, 1, second, end), LosableEngine(), after_s=5)
     asked = counting_request(sampling_options=SamplingOptions(n=2))
     served = await serve(engine, asked=asked)
     assert [item.error for item in served.items] == [None] * 3
@@ -366,7 +366,7 @@ async def test_the_other_engines_spans_nest() -> None:
     """Those that it opens in its set-up and in its stream are children of the request's span."""
     spans = Spans()
 
-    class Traced(Mortal):
+    class Traced(LosableEngine):
         def generate(self, request: Any, context: Any) -> Any:
             with spans.tracer.start_as_current_span("set-up"):
                 return super().generate(request, context)
@@ -377,9 +377,9 @@ async def test_the_other_engines_spans_nest() -> None:
     traced = Traced(ScriptedEngine(step, token(1), step, token(2), stop()))
     engines = [
         FailoverEngine(traced),
-        FailoverEngine(Mortal(lives=0), traced),
-        HedgedEngine(traced, Mortal(), after_s=60),
-        HedgedEngine(Mortal(delay_s=60), traced, after_s=1),
+        FailoverEngine(LosableEngine(lives=0), traced),
+        HedgedEngine(traced, LosableEngine(), after_s=60),
+        HedgedEngine(LosableEngine(delay_s=60), traced, after_s=1),
     ]
     for engine in engines:
         await collect(await adapter_of(engine, spans=spans).generate(counting_request()))
@@ -424,7 +424,7 @@ async def test_an_observable_is_a_stream_too() -> None:
         def generate(self, request: Any, context: Any) -> Any:
             return reactivex.of(token(7), stop())
 
-    assert flat((await answer(Mortal(delay_s=60), Pushing(), 1)).items) == [7]
+    assert flat((await answer(LosableEngine(delay_s=60), Pushing(), 1)).items) == [7]
 
 
 @virtual
@@ -443,8 +443,8 @@ async def test_queued_s_of_the_winner_is_reported() -> None:
 @virtual
 async def test_without_budget_there_is_no_hedge() -> None:
     """The first one is waited for; requests fill the budget again."""
-    fast, budget = Mortal(), RetryBudget(ratio=0.5, burst=1)
-    engine = HedgedEngine(Mortal(delay_s=60), fast, after_s=1, budget=budget)
+    fast, budget = LosableEngine(), RetryBudget(ratio=0.5, burst=1)
+    engine = HedgedEngine(LosableEngine(delay_s=60), fast, after_s=1, budget=budget)
     asked: list[int] = []
     for _ in range(5):
         assert flat((await serve(engine, asked=counting_request())).items) == ALL
@@ -465,8 +465,8 @@ class Defiant(ScriptedEngine):
 @pytest.mark.parametrize(
     ("first", "after_s", "counted", "wasted"),
     [
-        (Mortal(delay_s=60), 100, {("input",): 3, ("output",): 6}, {}),
-        (Mortal(delay_s=60), 1, {("input",): 6, ("output",): 6}, {("input",): 3}),
+        (LosableEngine(delay_s=60), 100, {("input",): 3, ("output",): 6}, {}),
+        (LosableEngine(delay_s=60), 1, {("input",): 6, ("output",): 6}, {("input",): 3}),
         (Defiant(), 1, None, {("input",): 3, ("output",): 2}),
     ],
 )
@@ -476,7 +476,7 @@ async def test_tokens_of_the_loser_are_counted_as_wasted(
 ) -> None:
     """The prompt counts once more, as wasted too; so do tokens that a loser makes in spite of all."""
     meters = Meters()
-    engine = HedgedEngine(first, Mortal(), after_s=after_s)
+    engine = HedgedEngine(first, LosableEngine(), after_s=after_s)
     adapter = EngineAdapter(engine, meter_provider=meters.provider)
     assert flat(await collect(await adapter.generate(counting_request()))) == ALL
     tokens = meters.counts("rx_backend.tokens", "gen_ai.token.type")
@@ -487,7 +487,11 @@ async def test_tokens_of_the_loser_are_counted_as_wasted(
 @virtual
 async def test_an_abort_without_a_stop_stops_both() -> None:
     """Without an adapter the engine can be aborted directly."""
-    first, second, context = Mortal(delay_s=60), Mortal(delay_s=60), RequestContext("r1")
+    first, second, context = (
+        LosableEngine(delay_s=60),
+        LosableEngine(delay_s=60),
+        RequestContext("r1"),
+    )
     engine = HedgedEngine(first, second, after_s=1)
     pull = asyncio.ensure_future(anext(engine.generate(counting_request(), context)))
     await asyncio.sleep(2)
@@ -518,7 +522,7 @@ async def test_losing_the_last_reference_in_a_race() -> None:
 @virtual
 async def test_a_race_that_is_over_leaves_no_timer() -> None:
     """A timer would hold the request and its context for as long as the first engine may take."""
-    stream = await open_stream(ScriptedEngine(1, token(1), stop()), Mortal(), after_s=1000)
+    stream = await open_stream(ScriptedEngine(1, token(1), stop()), LosableEngine(), after_s=1000)
     context = weakref.ref(stream.context)
     await collect(stream)
     del stream
@@ -531,18 +535,22 @@ async def test_a_race_that_is_over_leaves_no_timer() -> None:
     ("arguments", "options", "error"),
     [
         (
-            (Mortal(), Mortal()),
+            (LosableEngine(), LosableEngine()),
             {"after_s": -1},
             "HedgedEngine: after_s: expected a number, at least 0 seconds, got -1",
         ),
         (
-            (Mortal(), Mortal()),
+            (LosableEngine(), LosableEngine()),
             {"after_s": True},
             "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
         ),
-        ((Mortal(), None), {"after_s": 1}, "HedgedEngine: engines: expected engines, got None"),
         (
-            (Mortal(), Mortal()),
+            (LosableEngine(), None),
+            {"after_s": 1},
+            "HedgedEngine: engines: expected engines, got None",
+        ),
+        (
+            (LosableEngine(), LosableEngine()),
             {"after_s": 1, "budget": 0.1},
             "HedgedEngine: budget: expected RetryBudget or None, got 0.1",
         ),
@@ -685,7 +693,7 @@ async def drive(stream: Stream, items: list[Item]) -> None:
         items.append(item)  # noqa: PERF401 - those before a drop too
 
 
-def check_aborts(engine: Mortal, stop_at: float | None, mode: str) -> None:
+def check_aborts(engine: LosableEngine, stop_at: float | None, mode: str) -> None:
     """Check that an engine is aborted at a stop while it is at work, or for losing a race."""
     times = [at for _, at in engine.aborts]
     token_at = engine.first_token_at
@@ -698,7 +706,7 @@ def check_aborts(engine: Mortal, stop_at: float | None, mode: str) -> None:
         assert (times, token_at, mode) == ([engine.closed_at], None, "agg")
 
 
-COMBINED: dict[str, Callable[[list[Mortal]], LLMEngine]] = {
+COMBINED: dict[str, Callable[[list[LosableEngine]], LLMEngine]] = {
     "failover": lambda e: FailoverEngine(e[0], e[2]),
     "hedged": lambda e: HedgedEngine(e[0], e[1], after_s=2.25),
     "failover of hedged": lambda e: FailoverEngine(
@@ -739,7 +747,8 @@ def test_any_sequence_of_events(  # noqa: PLR0917
         return SimulatedEngine(step_ms=1000) if simulated else SampleEngine(token_interval_ms=1000)
 
     engines = [
-        Mortal(engine(), count, delay_s=delay) for count, delay in zip(lives, delays, strict=True)
+        LosableEngine(engine(), count, delay_s=delay)
+        for count, delay in zip(lives, delays, strict=True)
     ]
     context = RequestContext("r1")
     whole: Any = COMBINED[combined](engines)

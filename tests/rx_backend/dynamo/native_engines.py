@@ -104,7 +104,7 @@ class NoTerminal(Counting):
                 yield chunk
 
 
-class Deaf(Counting):
+class IgnoresStops(Counting):
     """Waits for a stop that it then forgets."""
 
     async def generate(self, request: Request, context: Any) -> Chunks:
@@ -119,7 +119,7 @@ BROKEN = [
     (ReadsFields, Rule.GENERATE_FAILED),
     (TextTokens, Rule.BAD_TOKEN_IDS),
     (NoTerminal, Rule.NO_TERMINAL),
-    (Deaf, Rule.CANCELLATION_IGNORED),
+    (IgnoresStops, Rule.CANCELLATION_IGNORED),
 ]
 
 

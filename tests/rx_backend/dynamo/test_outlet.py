@@ -215,7 +215,7 @@ async def test_items_after_an_unencodable_one_are_replaced_by_the_error() -> Non
     assert client.tokens == [1, 2, 4]
 
 
-class Pouring(LLMEngine):
+class FastEngine(LLMEngine):
     """Gives so many chunks as fast as it can, fewer where it is told to end, then the terminal."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class Pouring(LLMEngine):
 @real_time
 async def test_a_client_that_never_reads_does_not_affect_others(coalesce: bool) -> None:
     """On the real runtime: others get their tokens, its own engine waits, and it gets all of its."""
-    engine = Pouring()
+    engine = FastEngine()
 
     async with cluster() as joined:
         client = await joined.serve(serving(EngineAdapter(engine), coalesce=coalesce))
@@ -273,7 +273,7 @@ async def test_each_item_is_sent_at_once() -> None:
     """An item that the engine had to be waited for waits for no other one."""
     client, at = Client(), list[int]()
 
-    class Slow(Pouring):
+    class Slow(FastEngine):
         async def generate(
             self, request: PreprocessedRequest, context: RequestContext
         ) -> AsyncGenerator[LLMEngineOutput]:
@@ -301,7 +301,7 @@ async def test_an_unencodable_item_of_a_killed_request_is_ignored(
     monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
     client, runtime = Client(), RuntimeContext()
 
-    class Killed(Pouring):
+    class Killed(FastEngine):
         async def generate(
             self, request: PreprocessedRequest, context: RequestContext
         ) -> AsyncGenerator[LLMEngineOutput]:
@@ -320,7 +320,7 @@ async def test_an_unencodable_item_of_a_killed_request_is_ignored(
 async def test_an_engine_that_never_waits_yields_to_other_tasks() -> None:
     """From its first items on."""
     client, seen = Client(), list[int]()
-    handler = serving(EngineAdapter(Pouring()))
+    handler = serving(EngineAdapter(FastEngine()))
 
     async def watch() -> None:
         while not client.is_closed:
@@ -344,7 +344,7 @@ async def test_a_new_request_starts_before_others_continue(
     """A stream whose engine never waits does not get far ahead; a collected one delays no other."""
     monkeypatch.setattr("rx_backend.dynamo.served_stream._TURN_S", float("inf"))
 
-    handler = serving(EngineAdapter(Pouring()), coalesce=False)
+    handler = serving(EngineAdapter(FastEngine()), coalesce=False)
     loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
 
     async def pull(stream: AsyncIterator[Any]) -> None:
@@ -389,6 +389,6 @@ async def test_a_burst_gets_its_first_tokens_before_anything_else() -> None:
         async for _ in handler({"token_ids": [1, 0]}, RuntimeContext(), Journal()):
             pass
 
-    handler = serving(EngineAdapter(Pouring()))
+    handler = serving(EngineAdapter(FastEngine()))
     await asyncio.gather(*[ask() for _ in range(20)])
     assert sent == ["token"] * 20 + ["end"] * 20

@@ -414,7 +414,7 @@ async def test_an_invalid_scheduler_is_rejected(name: str, kind: str) -> None:
         StepThread(cast("Any", wrong[kind]), max_sequences=1)
 
 
-def asking(number: int, prompt: int = 1) -> PreprocessedRequest:
+def request_for(number: int, prompt: int = 1) -> PreprocessedRequest:
     return PreprocessedRequest(
         token_ids=[prompt], stop_conditions=StopConditions(max_tokens=number)
     )
@@ -430,7 +430,7 @@ async def test_more_streams_than_slots() -> None:
     """Each gets its own tokens; never more than the batch's size are stepped."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=3)
-    streams = [steps.stream(asking(n + 1), RequestContext()) for n in range(20)]
+    streams = [steps.stream(request_for(n + 1), RequestContext()) for n in range(20)]
     assert await asyncio.gather(*map(read, streams)) == [answer(n + 1) for n in range(20)]
     await steps.close()
     assert scheduler.most <= 3
@@ -443,9 +443,9 @@ async def test_a_slow_consumer_pauses_only_its_sequence() -> None:
     """A consumer that does not read holds back its own sequence, and gets all of it later."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2, max_ahead=4)
-    slow = steps.stream(asking(50), RequestContext())
+    slow = steps.stream(request_for(50), RequestContext())
     got = [(await anext(slow)).token_ids]
-    assert await read(steps.stream(asking(200), RequestContext())) == answer(200)
+    assert await read(steps.stream(request_for(200), RequestContext())) == answer(200)
     (sequence,) = [each for each in scheduler.admitted if each not in scheduler.released]
     assert sequence.output_tokens <= 1 + 4
     got += [ids for ids, _ in await read(slow)]
@@ -457,7 +457,7 @@ async def test_a_slow_consumer_pauses_only_its_sequence() -> None:
 async def test_the_batch_waits_when_every_consumer_is_slow() -> None:
     """With no sequence to step the thread waits; a read wakes it."""
     steps = StepThread(Counting(), max_sequences=2, max_ahead=1)
-    streams = [steps.stream(asking(30), RequestContext()) for _ in range(2)]
+    streams = [steps.stream(request_for(30), RequestContext()) for _ in range(2)]
     got: list[list[int]] = [[], []]
     for _ in range(30):
         for place, stream in enumerate(streams):
@@ -474,10 +474,10 @@ async def test_stop_and_drop_free_the_slot() -> None:
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2)
     contexts = [RequestContext(), RequestContext()]
-    streams = [steps.stream(asking(10**9), context) for context in contexts]
+    streams = [steps.stream(request_for(10**9), context) for context in contexts]
     for stream in streams:
         await anext(stream)
-    behind = asyncio.create_task(read(steps.stream(asking(3), RequestContext())))
+    behind = asyncio.create_task(read(steps.stream(request_for(3), RequestContext())))
     contexts[0].stop_generating()
     await streams[1].aclose()
     rest = await read(streams[0])
@@ -512,8 +512,8 @@ async def test_a_stop_at_any_time_frees_the_slot_once() -> None:
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=2)
     for nth in range(1, 20):
-        stopped = read(steps.stream(asking(10**9), StopsItself(nth)))
-        others = [read(steps.stream(asking(30), RequestContext())) for _ in range(3)]
+        stopped = read(steps.stream(request_for(10**9), StopsItself(nth)))
+        others = [read(steps.stream(request_for(30), RequestContext())) for _ in range(3)]
         ended, *answers = await asyncio.gather(stopped, *others)
         assert ended[-1] == ([], "cancelled")
         assert answers == [answer(30)] * 3
@@ -528,7 +528,7 @@ async def test_drain_waits_for_the_last_sequence() -> None:
     steps = StepThread(scheduler, max_sequences=1)
     await steps.drain()
     scheduler.gate.clear()
-    streams = [steps.stream(asking(5), RequestContext()) for _ in range(2)]
+    streams = [steps.stream(request_for(5), RequestContext()) for _ in range(2)]
     reading = [asyncio.create_task(read(stream)) for stream in streams]
     await asyncio.sleep(0)
     draining = [asyncio.create_task(steps.drain()) for _ in range(2)]
@@ -548,7 +548,7 @@ async def test_a_sequence_has_the_state_that_its_stream_was_given() -> None:
     """So that what was checked before need not be checked in the thread."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=1)
-    await read(steps.stream(asking(1), RequestContext(), state="checked"))
+    await read(steps.stream(request_for(1), RequestContext(), state="checked"))
     await steps.close()
     assert [sequence.state for sequence in scheduler.admitted] == ["checked"]
 
@@ -563,7 +563,7 @@ async def test_decode_mode_stops_after_the_first_token() -> None:
     context = RequestContext()
     context.bind(asyncio.get_running_loop(), decode=True)
     context.stop_generating()
-    stream = steps.stream(asking(100), context)
+    stream = steps.stream(request_for(100), context)
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     scheduler.gate.set()
@@ -587,13 +587,13 @@ async def test_errors_end_only_the_sequences_concerned() -> None:
     scheduler = Failing()
     steps = StepThread(scheduler, max_sequences=4)
     with pytest.raises(Unknown, match="no room"):
-        await read(steps.stream(asking(3, prompt=666), RequestContext()))
-    assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
-    both = [steps.stream(asking(3, prompt=13), RequestContext()) for _ in range(2)]
+        await read(steps.stream(request_for(3, prompt=666), RequestContext()))
+    assert await read(steps.stream(request_for(3), RequestContext())) == answer(3)
+    both = [steps.stream(request_for(3, prompt=13), RequestContext()) for _ in range(2)]
     errors = await asyncio.gather(*map(read, both), return_exceptions=True)
     assert [str(error) for error in errors] == ["BackendUnknown: device lost"] * 2
     assert errors[0] is not errors[1]
-    assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+    assert await read(steps.stream(request_for(3), RequestContext())) == answer(3)
     await steps.close()
     scheduler.check_released()
 
@@ -604,13 +604,13 @@ async def test_close_ends_streams() -> None:
     """Those in the batch, those in the queue and later ones; a second close does nothing."""
     scheduler = Counting()
     steps = StepThread(scheduler, max_sequences=1)
-    running = steps.stream(asking(10**9), RequestContext())
+    running = steps.stream(request_for(10**9), RequestContext())
     await anext(running)
-    queued = asyncio.ensure_future(anext(steps.stream(asking(1), RequestContext())))
+    queued = asyncio.ensure_future(anext(steps.stream(request_for(1), RequestContext())))
     await asyncio.sleep(0)
     await steps.close()
     await steps.close()
-    for left in (read(running), queued, read(steps.stream(asking(1), RequestContext()))):
+    for left in (read(running), queued, read(steps.stream(request_for(1), RequestContext()))):
         with pytest.raises(EngineShutdown):
             await left
     scheduler.check_released()
@@ -623,7 +623,7 @@ async def test_another_event_loop_is_rejected() -> None:
 
     async def elsewhere() -> None:
         with pytest.raises(RuntimeError, match="another event loop"):
-            await read(steps.stream(asking(1), RequestContext()))
+            await read(steps.stream(request_for(1), RequestContext()))
 
     await asyncio.to_thread(asyncio.run, elsewhere())
     await steps.close()
@@ -652,10 +652,10 @@ async def test_a_thread_that_dies_is_lost(hook: str) -> None:
                 raise SystemExit(3)
 
     steps = StepThread(Dying(), max_sequences=2)
-    streams = [steps.stream(asking(1), RequestContext()) for _ in range(3)]
+    streams = [steps.stream(request_for(1), RequestContext()) for _ in range(3)]
     errors = await asyncio.gather(*map(read, streams), return_exceptions=True)
     errors += await asyncio.gather(
-        read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+        read(steps.stream(request_for(3), RequestContext())), return_exceptions=True
     )
     assert [type(error) for error in errors] == [Disconnected] * 4
     assert "SystemExit(3)" in await steps.lost()
@@ -682,12 +682,12 @@ async def test_a_scheduler_that_is_disconnected_is_lost(hook: str) -> None:
 
     scheduler = Leaving()
     steps = StepThread(scheduler, max_sequences=2)
-    running = steps.stream(asking(10**9), RequestContext())
+    running = steps.stream(request_for(10**9), RequestContext())
     await anext(running)
-    later = read(steps.stream(asking(9, prompt=13), RequestContext()))
+    later = read(steps.stream(request_for(9, prompt=13), RequestContext()))
     errors = await asyncio.gather(read(running), later, return_exceptions=True)
     errors += await asyncio.gather(
-        read(steps.stream(asking(3), RequestContext())), return_exceptions=True
+        read(steps.stream(request_for(3), RequestContext())), return_exceptions=True
     )
     assert [str(error) for error in errors] == ["BackendDisconnected: the core is gone"] * 3
     assert await steps.lost() == "the core is gone"
@@ -711,13 +711,13 @@ async def test_steps_that_all_fail_are_a_loss() -> None:
 
     async def fails() -> BaseException:
         with pytest.raises((Unknown, Disconnected)) as caught:
-            await read(steps.stream(asking(3, prompt=13), RequestContext()))
+            await read(steps.stream(request_for(3, prompt=13), RequestContext()))
         return caught.value
 
     for _ in range(2):
         kinds = [type(await fails()) for _ in range(7)]
         assert kinds == [Unknown] * 7
-        assert await read(steps.stream(asking(3), RequestContext())) == answer(3)
+        assert await read(steps.stream(request_for(3), RequestContext())) == answer(3)
     kinds = [type(await fails()) for _ in range(9)]
     assert kinds == [Unknown] * 7 + [Disconnected] * 2
     assert await steps.lost() == "8 steps in a row failed: OSError('no device')"
@@ -741,7 +741,7 @@ async def _client(steps: StepThread, plan: tuple[int, str, int], draw: random.Ra
     wanted, kind, after = plan
     context = RequestContext()
     got: list[tuple[list[int], str]] = []
-    async with aclosing(steps.stream(asking(wanted), context)) as stream:
+    async with aclosing(steps.stream(request_for(wanted), context)) as stream:
         if kind == "never":
             return
         async for chunk in stream:

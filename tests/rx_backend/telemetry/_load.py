@@ -18,7 +18,15 @@ from rx_backend.resumable import ResumableStreams
 from rx_backend.telemetry.metrics import COALESCED
 from rx_backend.telemetry.series import EVERY_NTH_GAP
 from rx_backend.testing import run_virtual
-from tests.engines import Mortal, ScriptedEngine, Step, collect, counting_request, request, token
+from tests.engines import (
+    LosableEngine,
+    ScriptedEngine,
+    Step,
+    collect,
+    counting_request,
+    request,
+    token,
+)
 
 __all__ = ("Scraped",)
 
@@ -59,7 +67,7 @@ class Scraped:
         await self._serve(2, Disconnected("gone"), stop_at=1, mode="decode")
         await self._leave()
         await self._come_back()
-        hedged = HedgedEngine(Mortal(delay_s=60), Mortal(), after_s=1)
+        hedged = HedgedEngine(LosableEngine(delay_s=60), LosableEngine(), after_s=1)
         adapter = EngineAdapter(hedged, meter_provider=self._provider, record=True)
         await collect(await adapter.generate(counting_request()))
 

@@ -25,7 +25,7 @@ from rx_backend.testing import (
     run_virtual,
 )
 from tests.engines import virtual
-from tests.engines.broken import BROKEN, GOOD, Chunks, GoodEngine, SeveralAnswers, broken
+from tests.engines.broken import BROKEN, GOOD, Chunks, CorrectEngine, SeveralAnswers, broken
 from tests.leaks import LeakWatch
 
 # What an engine that hangs leaves is what the kit tells of.
@@ -46,7 +46,7 @@ def test_a_correct_engine_passes(engine: type[object]) -> None:
 @pytest.mark.parametrize(
     ("engine", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_only_the_broken_rule_is_reported(engine: type[GoodEngine], rule: Rule) -> None:
+def test_only_the_broken_rule_is_reported(engine: type[CorrectEngine], rule: Rule) -> None:
     """The report of an engine that breaks one rule names exactly that one."""
     report = run_conformance(engine)
     assert [violation.rule for violation in report.violations] == [rule], str(report)
@@ -64,7 +64,7 @@ def test_every_rule_has_an_engine_that_breaks_it() -> None:
     assert {rule for _, rule in BROKEN} == set(Rule)
 
 
-class BreaksMuch(GoodEngine):
+class BreaksMuch(CorrectEngine):
     model = ""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -129,7 +129,7 @@ def wanting(answers: int) -> PreprocessedRequest:
     )
 
 
-class GoesOnWithinAnAnswer(SeveralAnswers):
+class ContinuesWithinAnAnswer(SeveralAnswers):
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
         async for chunk in super().chunks(request, context):
             yield chunk
@@ -149,26 +149,26 @@ class LosesAnAnswer(SeveralAnswers):
     ("engine", "rules"),
     [
         (SeveralAnswers, []),
-        (GoesOnWithinAnAnswer, [Rule.ITEM_AFTER_TERMINAL]),
+        (ContinuesWithinAnAnswer, [Rule.ITEM_AFTER_TERMINAL]),
         (LosesAnAnswer, [Rule.NO_TERMINAL]),
     ],
 )
-def test_every_answer_has_its_own_terminal(engine: type[GoodEngine], rules: list[Rule]) -> None:
+def test_every_answer_has_its_own_terminal(engine: type[CorrectEngine], rules: list[Rule]) -> None:
     """Asked for two answers, an engine ends each once, and nothing follows within it."""
     report = run_conformance(engine, request=wanting(2))
     assert [violation.rule for violation in report.violations] == rules, str(report)
 
 
 @pytest.mark.rows("K1")
-@pytest.mark.parametrize("engine", [broken("BlocksTheLoop"), GoodEngine])
-def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[GoodEngine]) -> None:
+@pytest.mark.parametrize("engine", [broken("BlocksTheLoop"), CorrectEngine])
+def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[CorrectEngine]) -> None:
     """There a timer is late; an engine that only waits is not taken for one that blocks."""
     report = run_conformance(engine, virtual=False)
-    expected = [] if engine is GoodEngine else [Rule.LOOP_BLOCKED]
+    expected = [] if engine is CorrectEngine else [Rule.LOOP_BLOCKED]
     assert [violation.rule for violation in report.violations] == expected, str(report)
 
 
-class HoldsOn(GoodEngine):
+class HoldsOn(CorrectEngine):
     """Swallows every cancellation, forever."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -190,7 +190,7 @@ def test_a_stuck_engine_does_not_hang_the_kit(leaks: LeakWatch) -> None:
     assert rules == {Rule.NO_TERMINAL, Rule.CANCELLATION_IGNORED, Rule.CLOSE_FAILED}
 
 
-class LostIsNotCancelled(GoodEngine):
+class LostIsNotCancelled(CorrectEngine):
     async def lost(self) -> str:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
@@ -213,7 +213,7 @@ def test_the_kit_runs_in_an_existing_loop() -> None:
     async def main() -> tuple[bool, bool]:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        good = await check_engine(GoodEngine)
+        good = await check_engine(CorrectEngine)
         hanging = await check_engine(broken("HangsBeforeItsTerminal"))
         return good.ok, hanging.ok
 
@@ -224,9 +224,9 @@ def test_the_kit_runs_in_an_existing_loop() -> None:
 def test_a_factory_may_be_asynchronous() -> None:
     """A factory that must be awaited is awaited."""
 
-    async def make() -> GoodEngine:
+    async def make() -> CorrectEngine:
         await asyncio.sleep(1.0)
-        return GoodEngine()
+        return CorrectEngine()
 
     report = run_conformance(make)
     assert report.ok
@@ -238,10 +238,10 @@ def test_a_factory_may_be_asynchronous() -> None:
 async def test_inside_a_loop_the_error_names_the_asynchronous_form() -> None:
     """The plain form says what to call instead where a loop is running."""
     with pytest.raises(RuntimeError, match="await check_engine"):
-        run_conformance(GoodEngine)
+        run_conformance(CorrectEngine)
 
 
-class Threaded(GoodEngine):
+class Threaded(CorrectEngine):
     """Makes its chunks in a thread of its own, as many engines do."""
 
     async def start(self, worker_id: int) -> EngineConfig:
@@ -282,7 +282,7 @@ def test_an_engine_with_a_thread_of_its_own_is_checked_on_the_real_clock() -> No
     assert (real.ok, real.hint) == (True, ""), str(real)
 
 
-class Waiting(GoodEngine):
+class Waiting(CorrectEngine):
     """Waits for what virtual time does not wait for, and leaves no thread to be seen."""
 
     async def chunks(self, request: PreprocessedRequest, context: RequestContext) -> Chunks:
@@ -303,7 +303,7 @@ def test_a_stream_that_stalls_in_virtual_time_hints_at_the_real_clock() -> None:
     assert (real.ok, real.hint) == (False, "")
 
 
-class Demanding(GoodEngine):
+class Demanding(CorrectEngine):
     """Notes what it is asked for."""
 
     asked: list[tuple[list[int], int | None]]
@@ -329,7 +329,7 @@ def test_the_request_can_be_chosen() -> None:
 def test_the_limits_can_be_chosen() -> None:
     """A slow engine passes when it is given the time, a quick one fails when it is not."""
     assert run_conformance(broken("SeesTheStopTooLate"), timeout_s=3.0).ok
-    report = run_conformance(GoodEngine, stream_timeout_s=0.05)
+    report = run_conformance(CorrectEngine, stream_timeout_s=0.05)
     assert report.violation(Rule.NO_TERMINAL) is not None
 
 
@@ -348,7 +348,7 @@ async def test_a_cancelled_check_leaks_nothing() -> None:
 
 # As tests of pytest.
 
-test_good_engine = pytest.mark.rows("K1")(engine_conformance_tests(GoodEngine))
+test_good_engine = pytest.mark.rows("K1")(engine_conformance_tests(CorrectEngine))
 
 SUITE = """
 from rx_backend.testing import engine_conformance_tests
@@ -384,9 +384,9 @@ def test_the_engine_is_checked_once() -> None:
     """All the tests of one engine share one run."""
     made: list[object] = []
 
-    def make() -> GoodEngine:
+    def make() -> CorrectEngine:
         made.append(None)
-        return GoodEngine()
+        return CorrectEngine()
 
     test = engine_conformance_tests(make)
     test(Rule.START_FAILED)

@@ -14,25 +14,25 @@ HERE = "tests.engines.broken"
 @pytest.mark.rows("K1")
 def test_a_name_is_resolved_to_the_factory() -> None:
     """``module:name`` is what the module calls that name, and the kit can use it."""
-    factory = load_engine_factory(f"{HERE}:GoodEngine")
-    assert factory is broken.GoodEngine
+    factory = load_engine_factory(f"{HERE}:CorrectEngine")
+    assert factory is broken.CorrectEngine
     assert run_conformance(factory).ok
-    assert callable(load_engine_factory(f"{HERE}:GoodEngine.start"))
+    assert callable(load_engine_factory(f"{HERE}:CorrectEngine.start"))
 
 
 @pytest.mark.rows("K1")
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("GoodEngine", "expected module:name, got 'GoodEngine'"),
-        (":GoodEngine", "expected module:name"),
+        ("CorrectEngine", "expected module:name, got 'CorrectEngine'"),
+        (":CorrectEngine", "expected module:name"),
         (f"{HERE}:", "expected module:name"),
         ("no_such_module:Engine", "no module named 'no_such_module'"),
         ("engines.py:Engine", "'engines.py:Engine'; write the module without .py"),
         ("./tests/engines.py:Engine", "expected module:name, got './tests/engines.py:Engine'; w"),
         (f"{HERE}.deeper:Engine", "no module named"),
         (f"{HERE}:Missing", "has no attribute 'Missing'"),
-        (f"{HERE}:GoodEngine.missing", "'GoodEngine' has no attribute 'missing'"),
+        (f"{HERE}:CorrectEngine.missing", "'CorrectEngine' has no attribute 'missing'"),
         (f"{HERE}:BROKEN", "got list"),
         ("..relative:Engine", "importing the module raised"),
     ],

@@ -187,13 +187,13 @@ def test_signals_are_seen() -> None:
     assert run_virtual(main()) == 1.0
 
 
-async def wait_in_vain() -> AsyncGenerator[int]:
+async def wait_forever() -> AsyncGenerator[int]:
     await asyncio.Event().wait()
     yield 1
 
 
 async def consume() -> None:
-    async for _ in wait_in_vain():
+    async for _ in wait_forever():
         pass
 
 
@@ -210,7 +210,7 @@ def test_waiting_forever_fails_at_once_and_says_where(leaks: LeakWatch) -> None:
     assert caught.value.time_s == 3.0
     (consumer,) = (task for task in caught.value.tasks if task.startswith("consumer: "))
     place = r"\([^()]*test_virtual_time\.py:\d+\)"
-    calls = rf"consumer: consume {place} > wait_in_vain {place} > Event\.wait \(.*"
+    calls = rf"consumer: consume {place} > wait_forever {place} > Event\.wait \(.*"
     assert re.fullmatch(calls, consumer)
     assert consumer in str(caught.value)
 

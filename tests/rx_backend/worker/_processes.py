@@ -247,10 +247,10 @@ def warm_up(client: OpenAI, port: int, *workers: Served, stages: int = 1) -> Non
         with suppress(APIStatusError):
             assert list(words(ask(client, "c", 2))) == counted(2)
             answers += 1
-    until_told(answers * stages, *workers)
+    until_reported(answers * stages, *workers)
 
 
-def until_told(spans: int, *workers: Served) -> None:
+def until_reported(spans: int, *workers: Served) -> None:
     """
     Wait until the workers have told so many spans in all.
 

@@ -157,7 +157,7 @@ class TextEngine(CountingEngine):
         yield LLMEngineOutput.stop()
 
 
-class DeafEngine(CountingEngine):
+class StopIgnoringEngine(CountingEngine):
     """Gives a token each 10 ms, whoever stops it, and says when a stream opens and closes."""
 
     async def generate(
@@ -177,7 +177,7 @@ class DeafEngine(CountingEngine):
         yield LLMEngineOutput.length()
 
 
-class GroupEngine(DeafEngine):
+class GroupEngine(StopIgnoringEngine):
     """Has its task in its frame, by a task group."""
 
     async def _chunks(self, wanted: int) -> AsyncIterator[LLMEngineOutput]:

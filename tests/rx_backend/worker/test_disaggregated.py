@@ -21,7 +21,7 @@ from tests.rx_backend.worker._processes import (
     frontend,
     serve,
     until,
-    until_told,
+    until_reported,
     warm_up,
     words,
 )
@@ -46,7 +46,7 @@ class Pair:
         workers = (self.prefill, self.decode)
         before = sum(len(worker.told("span")) for worker in workers)
         assert list(words(ask(self.client, letter, tokens))) == counted(tokens)
-        until_told(before + len(workers), *workers)
+        until_reported(before + len(workers), *workers)
         return self.prefill.told("request")[-1], self.decode.told("request")[-1]
 
 
@@ -119,12 +119,12 @@ def leave_early(pair: Pair, letter: str) -> None:
         stream = ask(pair.client, letter, 20)
         pair.decode.line("waiting")
         stream.close()
-        until_told(prefilled + 1, pair.prefill)
+        until_reported(prefilled + 1, pair.prefill)
         with suppress(AssertionError):
             pair.decode.line("stopped", _HEARD_S)
             return
         (pair.release / letter).touch()
-        until_told(1, pair.decode)
+        until_reported(1, pair.decode)
         (pair.release / letter).unlink()
     raise AssertionError("no client that left was heard of")
 
@@ -151,7 +151,7 @@ def test_an_early_disconnect_is_one_abort_after_the_first_token(pair: Pair) -> N
 def test_a_drained_stream_reaches_its_first_token(pair: Pair) -> None:
     """With the draining pipeline this holds for an engine too that sends empty chunks before."""
     leave_early(pair, BEAT_BEFORE)
-    until_told(1, pair.decode)
+    until_reported(1, pair.decode)
     assert pair.decode.count("abort") == pair.decode.count("first token") == 0
     (pair.release / BEAT_BEFORE).touch()
     pair.decode.line("first token")

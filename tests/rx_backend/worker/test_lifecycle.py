@@ -32,7 +32,7 @@ from tests.logs import capture_logs
 TIMES = ShutdownTimes(grace_s=5, drain_s=30, unwind_s=3, settle_s=20, cleanup_s=9, poll_s=1)
 
 
-class Place:
+class FakeEndpoint:
     """A place in a runtime; everything is written to one diary, with the time in seconds."""
 
     worker_id = 7
@@ -85,7 +85,7 @@ class Place:
 class Engine:
     """Notes what is asked of it; each step takes the seconds given."""
 
-    def __init__(self, place: Place, **takes: float) -> None:
+    def __init__(self, place: FakeEndpoint, **takes: float) -> None:
         self.place = place
         self.takes = takes
         self.quiescent_at = 0.0
@@ -166,7 +166,7 @@ class Life:
     """One life: its parts, and a way to live it."""
 
     def __init__(self, mode: str = "agg", **takes: float) -> None:
-        self.place = Place()
+        self.place = FakeEndpoint()
         self.engine = Engine(self.place, **takes)
         self.gate = RequestGate(lambda: EngineShutdown("no more"))
         self.handler = handler_inside(self.gate)

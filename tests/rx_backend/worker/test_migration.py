@@ -75,7 +75,7 @@ def release(folder: Path) -> None:
     (folder / "release" / WAIT_INSIDE).touch()
 
 
-def goes_on(request: dict[str, Any], since: dict[str, Any]) -> None:
+def continues(request: dict[str, Any], since: dict[str, Any]) -> None:
     """Check that a request has all that was made of the earlier one, and wants the rest."""
     assert request["token_ids"] == [*since["token_ids"], *range(FIRST, FIRST + BEFORE)]
     assert request["stop_conditions"]["max_tokens"] == TOKENS - BEFORE
@@ -91,7 +91,7 @@ def test_a_request_survives_its_worker(tmp_path: Path) -> None:
         release(tmp_path)
         assert list(answer) == counted(TOKENS)[BEFORE:]
         (before,), (after,) = lost.told("request"), other.told("request")
-        goes_on(after, before)
+        continues(after, before)
         assert after["migration_link"] == before["span"]
         (span,) = until(lambda: other.told("span"), other)
         assert span["links"] == [before["span"]]
@@ -112,7 +112,7 @@ def test_a_worker_with_a_lost_engine_has_its_requests_migrated(tmp_path: Path) -
         assert len(listed(tmp_path)) == 1
         release(tmp_path)
         assert list(answer) == counted(TOKENS)[BEFORE:]
-        goes_on(other.told("request")[0], lost.told("request")[0])
+        continues(other.told("request")[0], lost.told("request")[0])
         assert lost.ended() == 1
         told = "Disconnected: the engine is lost: its child process ended with -9"
         assert any(told in line for line in lost.seen)
@@ -133,7 +133,7 @@ def test_a_worker_without_drain_time_has_its_requests_migrated(tmp_path: Path) -
         until(lambda: other.count("waiting"), other)
         release(tmp_path)
         assert list(answer) == counted(TOKENS)[BEFORE:]
-        goes_on(other.told("request")[0], leaving.told("request")[0])
+        continues(other.told("request")[0], leaving.told("request")[0])
         assert leaving.ended() == 0
         assert leaving.count("abort") == 1
 
@@ -150,7 +150,7 @@ def test_a_lost_decode_worker_means_prefill_again(tmp_path: Path) -> None:
         assert list(answer) == counted(TOKENS)[BEFORE:]
         until(lambda: len(prefill.told("request")) > 1, prefill)
         first, again = prefill.told("request")
-        goes_on(other.told("request")[0], first)
+        continues(other.told("request")[0], first)
         assert again["token_ids"] == other.told("request")[0]["token_ids"]
         assert again["migration_link"] == lost.told("request")[0]["span"]
         assert other.told("request")[0]["migration_link"] == again["span"]

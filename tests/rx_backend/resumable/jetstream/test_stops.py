@@ -27,7 +27,7 @@ pytestmark = pytest.mark.cluster
 THREE = request(9, sampling_options=SamplingOptions(n=3))
 
 
-class Deaf(CountingEngine):
+class IgnoresStops(CountingEngine):
     """It begins three answers, ends the second one, and then hears no stop."""
 
     async def generate(
@@ -55,7 +55,7 @@ EACH_ONCE = [(0, FinishReason.CANCELLED), (1, FinishReason.STOP), (2, FinishReas
 async def test_an_engine_that_ignores_a_stop_is_closed(nats: NatsServer) -> None:
     """When its stream is closed, the answers that are open get a terminal each."""
     async with (
-        process(nats.url, Deaf(), linger_s=0.0, stop_grace_s=0.1) as here,
+        process(nats.url, IgnoresStops(), linger_s=0.0, stop_grace_s=0.1) as here,
         process(nats.url, CountingEngine()) as there,
     ):
         async with await here.start(THREE) as reader:
@@ -71,7 +71,7 @@ async def test_an_engine_that_ignores_a_stop_is_closed(nats: NatsServer) -> None
 async def test_a_stop_of_an_unresponsive_process(nats: NatsServer, between: Proxy) -> None:
     """The one that was asked to stop knows which answers have ended, though it has read nothing."""
     async with (
-        process(between.url, Deaf()) as here,
+        process(between.url, IgnoresStops()) as here,
         process(nats.url, CountingEngine()) as there,
     ):
         reader = await here.start(THREE)

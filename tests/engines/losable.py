@@ -15,10 +15,10 @@ from rx_backend.errors import Disconnected
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest, StopConditions
 from tests.engines.scripted import now
 
-__all__ = ("Mortal", "counting_request")
+__all__ = ("LosableEngine", "counting_request")
 
 
-class Mortal(LLMEngine):
+class LosableEngine(LLMEngine):
     """
     Another engine, whose tokens count on from the prompt, and which may die.
 
@@ -91,7 +91,7 @@ class Mortal(LLMEngine):
 
 
 def counting_request(max_tokens: int = 6, **fields: Any) -> PreprocessedRequest:
-    """Make a request that a `Mortal` engine answers with tokens from 3 on."""
+    """Make a request that a `LosableEngine` engine answers with tokens from 3 on."""
     conditions = StopConditions(max_tokens=max_tokens, min_tokens=4)
     return PreprocessedRequest(
         model="mock", token_ids=[0, 1, 2], stop_conditions=conditions, **fields
