@@ -35,21 +35,21 @@ class Ending(Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
 
     Attributes:
         time_ms: Time since the stream's start, in ms.
-        how: ``completed``: with its terminal, or by itself without one. ``error``: it failed.
+        outcome: ``completed``: with its terminal, or by itself without one. ``error``: it failed.
             ``dropped``: its consumer closed it before the terminal.
         error_kind: For ``error``, the kind of the typed error, such as ``Disconnected``.
         message: For ``error``, its message.
     """
 
     time_ms: TimeMs
-    how: Literal["completed", "error", "dropped"] = field(name="end")
+    outcome: Literal["completed", "error", "dropped"] = field(name="end")
     error_kind: str | None = None
     message: str | None = None
 
     @property
     def error(self) -> BackendError | None:
         """A new typed error if the stream failed, ``Unknown`` for an unknown kind; else None."""
-        if self.how != "error":
+        if self.outcome != "error":
             return None
         return KINDS.get(self.error_kind or "", Unknown)(self.message or "")
 

@@ -128,7 +128,7 @@ class ReplayEngine(LLMEngine):
             await self._wait_until(start, end.time_ms, context)
         if not played.open and (end is None or end.error is None):
             return
-        if context.is_stopped or (end is not None and end.how == "dropped"):
+        if context.is_stopped or (end is not None and end.outcome == "dropped"):
             for terminal in played.cancelled():
                 yield terminal
         elif end is None:

@@ -93,7 +93,7 @@ class ReplayResult:
         title: What was replayed, on which engine.
         model: The name by which the engine serves its model; None before it has started.
         context_length: The engine's context in tokens; None if unknown.
-        cut: Requests that were truncated to the context.
+        truncated: Requests that were truncated to the context.
         planned: Requests in the workload; None if unknown.
         requests: Figures of the requests that have ended, in the order of their ends.
         itl: Gaps between chunks with tokens, of all requests.
@@ -109,7 +109,7 @@ class ReplayResult:
         self.title = ""
         self.model: str | None = None
         self.context_length: int | None = None
-        self.cut = 0
+        self.truncated = 0
         self.planned = planned
         self.requests: list[RequestFigures] = []
         self.itl = LatencyCounts()

@@ -43,7 +43,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Requests in flight when the replay was stopped."""
     errors: dict[str, int]
     """Failed requests by the kind of error."""
-    cut: int
+    truncated: int
     """Requests whose prompt or output was truncated to the engine's context."""
     context_length: int | None
     """The engine's context, in tokens; None if unknown."""
@@ -76,7 +76,7 @@ def summarize(result: ReplayResult) -> Summary:
         dropped=outcomes["dropped"],
         interrupted=outcomes["interrupted"],
         errors=dict(sorted(errors.items())),
-        cut=result.cut,
+        truncated=result.truncated,
         context_length=result.context_length,
         prompt_tokens=sum(row.prompt_tokens for row in rows),
         tokens=tokens,
@@ -103,9 +103,9 @@ def format_table(summary: Summary) -> str:
         ("duration", f"{summary.duration_s:,.1f} s", ""),
     ]
     text: list[str] = []
-    if summary.cut:
+    if summary.truncated:
         note = f"to the context of {summary.context_length:,} tokens"
-        lines.insert(1, ("  cut", f"{summary.cut:,}", note))
+        lines.insert(1, ("  truncated", f"{summary.truncated:,}", note))
     if summary.stopped_by is not None:
         of = "" if summary.planned is None else f" of {summary.planned:,}"
         text += [f"stopped early after {summary.requests:,}{of} requests: {summary.stopped_by}", ""]

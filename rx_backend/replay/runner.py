@@ -109,7 +109,7 @@ async def replay(
             try:
                 for index, asked in enumerate(requests):
                     row = _cut(asked, config.context_length)
-                    result.cut += row != asked
+                    result.truncated += row != asked
                     prompt = draw_prompt.choices(token_ids, k=row.prompt_tokens)
                     plan = _plan(draw, row, cancel_rate, drop_rate)
                     delay = began + row.arrival_s - clock()

@@ -202,7 +202,7 @@ def test_run_with_an_engine_and_a_pipeline(
     assert main(["run", *chosen.split(), *given.split(), "--limit", "9", "--no-plot"]) == 0
     out = capsys.readouterr().out
     assert "engine: Small, pipeline replayed:three, virtual time\n" in out
-    assert "  cut                     9  to the context of 90 tokens\n" in out
+    assert "  truncated               9  to the context of 90 tokens\n" in out
     assert "output tokens            27 " in out
     summary = json.loads((folder / "rx-backend-run" / "summary.json").read_text())
     assert summary["title"].endswith("; Small, pipeline replayed:three, model tiny")
@@ -214,7 +214,7 @@ def test_run_with_an_engine_that_reads_its_arguments(capsys: pytest.CaptureFixtu
     """What follows two dashes is for the engine's own parser, and for nobody else."""
     run = ("run", "--engine", "replayed:Parsed", "--limit", "9", "--vocab-size", "50", "--no-plot")
     assert main([*run, "--virtual", "--", "--tiny"]) == 0
-    assert "  cut                     9  to the context of 90 tokens\n" in capsys.readouterr().out
+    assert "  truncated               9  to the context of 90 tokens\n" in capsys.readouterr().out
     assert "--engine-arg: no effect" in complaint(capsys, *run, "--engine-arg", "a=1", "--", "b")
     assert "--model-path: no effect" in complaint(capsys, *run, "--model-path", "d", "--", "b")
 

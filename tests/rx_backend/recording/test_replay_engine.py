@@ -263,7 +263,7 @@ def original(plan: Recording) -> LLMEngine:
         steps += [(timed.time_ms - before_ms) / 1000] * (timed.time_ms > before_ms) + [timed.chunk]
         before_ms = timed.time_ms
     assert plan.end is not None
-    steps.append((plan.end.time_ms - before_ms) / 1000 + (plan.end.how == "dropped"))
+    steps.append((plan.end.time_ms - before_ms) / 1000 + (plan.end.outcome == "dropped"))
     if plan.end.error is not None:
         steps.append(plan.end.error)
     return ScriptedEngine(*steps)
@@ -275,7 +275,7 @@ async def take_all(engine: LLMEngine, plan: Recording, path: Path, *, in_front: 
     began = loop.time()
     stream = await recording_stream(engine, path, plan.request_id or "r1", in_front=in_front)
     assert plan.end is not None
-    leaves_at = began + plan.end.time_ms / 1000 if plan.end.how == "dropped" else None
+    leaves_at = began + plan.end.time_ms / 1000 if plan.end.outcome == "dropped" else None
     seen: list[Any] = []
     with suppress(TimeoutError):
         async with asyncio.timeout_at(leaves_at):

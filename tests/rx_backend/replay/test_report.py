@@ -97,9 +97,9 @@ def test_table() -> None:
         "TTFT, ms              20.00       20.00       20.00       20.00",
         "ITL, ms               20.00       20.00       20.00       20.00",
     ]
-    result.cut, result.context_length = 1, 1024
+    result.truncated, result.context_length = 1, 1024
     lines = format_table(summarize(result)).splitlines()
-    assert lines[1] == "  cut                     1  to the context of 1,024 tokens"
+    assert lines[1] == "  truncated               1  to the context of 1,024 tokens"
     nothing = ReplayResult()
     nothing.stopped_by = "interrupt"
     lines = format_table(summarize(nothing)).splitlines()

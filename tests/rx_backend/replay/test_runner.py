@@ -379,12 +379,12 @@ def test_a_request_fits_into_the_context(prompt: int, output: int, length: int |
     assert sent == (row.prompt_tokens, row.requested_tokens)
     if length is None or prompt + output <= length:
         assert sent == (prompt, output)
-        assert result.cut == 0
+        assert result.truncated == 0
     else:
         assert sum(sent) == length or sent == (prompt, max(length - prompt, 1))
         assert min(output, length // 2) <= sent[1] <= output
         assert sent[0] <= prompt
-        assert result.cut == 1
+        assert result.truncated == 1
     assert (result.model, result.context_length, row.outcome) == ("m", length, "length")
 
 
