@@ -165,6 +165,6 @@ def _without_secrets(address: str) -> str:
 
 def _port_of(url: str) -> int | None:
     try:
-        return urlsplit(url).port
+        return urlsplit(url if "//" in url else f"//{url}").port
     except ValueError:
         return None
