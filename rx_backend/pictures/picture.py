@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rx_backend.checks import file_path
 from rx_backend.extras import import_extra
 from rx_backend.pictures import style
 from rx_backend.whole_file import write_whole
@@ -14,7 +16,7 @@ from rx_backend.whole_file import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ("Picture",)
+__all__ = ("Picture", "check_items")
 
 # A notebook shows 96 dots per inch; 1.5 times that is sharp on high-resolution screens.
 _PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 128
@@ -81,11 +83,12 @@ class Picture(ABC):
         Write it as a PNG file.
 
         Raises:
+            InvalidArgument: *path* is not a path.
             ValueError: *path* does not end in ``.png``.
             ImportError: matplotlib is not installed; names the extra.
             OSError: The file can't be written.
         """
-        ending = Path(path).suffix
+        ending = file_path("path", path).suffix
         if ending.lower() not in {"", ".png"}:
             raise ValueError(f"path: expected a name that ends in .png, got {str(path)!r}")
         write_whole(path, self.png())
@@ -97,3 +100,10 @@ class Picture(ABC):
         width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
         scale = _PAGE_DPI / _DPI
         return image, {"width": round(width * scale), "height": round(height * scale)}
+
+
+def check_items(name: str, items: Iterable[object], kind: type[object]) -> None:
+    """Raise ``TypeError`` unless each of the items of the argument *name* is a *kind*."""
+    for place, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise TypeError(f"{name}[{place}]: expected {kind.__name__}, got {item!r}")
