@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from operators.assembly import CHECKED, check_arguments
 from rx_backend.pictures import style
+from rx_backend.pictures._checks import check_items
+from rx_backend.pictures._matplotlib import Figure
 from rx_backend.pictures.marble_item import MarbleRow, marble_of, rows_as_text
-from rx_backend.pictures.picture import Picture, check_items
+from rx_backend.pictures.picture import Picture
 from rx_backend.pictures.row import BOXES, ENDS, Mark, Row, item_width
 from rx_backend.pictures.row_layout import WIDTH, RowLayout
-from rx_backend.pictures.style import Figure
 from rx_backend.testing import MarbleEvent
 
 __all__ = ("MarblePicture",)

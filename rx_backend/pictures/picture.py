@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 from rx_backend.checks import file_path
 from rx_backend.extras import import_extra
 from rx_backend.pictures import style
+from rx_backend.pictures._matplotlib import Figure as AnyFigure
 from rx_backend.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ("Picture", "check_items")
+__all__ = ("Picture",)
 
 # A notebook shows 96 dots per inch; 1.5 times that is sharp on high-resolution screens.
 _PAGE_DPI, _DPI, _MOST_PIXELS, _COLORS = 96, 144, 60_000, 128
@@ -31,7 +31,7 @@ class Picture(ABC):
     """
 
     @abstractmethod
-    def _draw(self, figure: style.Figure) -> None:
+    def _draw(self, figure: AnyFigure) -> None:
         """Draw into *figure*, which is empty, and set its size."""
 
     def figure(self) -> Figure:
@@ -63,7 +63,7 @@ class Picture(ABC):
         Raises:
             ImportError: matplotlib is not installed; names the extra.
         """
-        figure: style.Figure = self.figure()
+        figure: AnyFigure = self.figure()
         from PIL import Image  # noqa: PLC0415  # comes with matplotlib
 
         drawn, file = BytesIO(), BytesIO()
@@ -100,10 +100,3 @@ class Picture(ABC):
         width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
         scale = _PAGE_DPI / _DPI
         return image, {"width": round(width * scale), "height": round(height * scale)}
-
-
-def check_items(name: str, items: Iterable[object], kind: type[object]) -> None:
-    """Raise ``TypeError`` unless each of the items of the argument *name* is a *kind*."""
-    for place, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise TypeError(f"{name}[{place}]: expected {kind.__name__}, got {item!r}")

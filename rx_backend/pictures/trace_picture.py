@@ -11,7 +11,7 @@ from opentelemetry.trace import StatusCode
 from operators import TokenTimes
 from operators import span_names as names
 from operators.assembly import CHECKED, check_arguments
-from rx_backend.pictures.picture import check_items
+from rx_backend.pictures._checks import check_items
 from rx_backend.pictures.row import Mark, Row
 from rx_backend.pictures.row_layout import RowPicture
 
