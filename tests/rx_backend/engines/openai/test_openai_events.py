@@ -127,3 +127,12 @@ def test_what_was_stopped_has_a_terminal_for_each_answer() -> None:
         (2, "cancelled"),
     ]
     assert [chunk.completion_usage for chunk in left] == [usage(2, 0), usage(2, 2)]
+
+
+@pytest.mark.rows("E4", "F1")
+def test_an_event_with_text_without_ids_counts_as_a_token() -> None:
+    """Of an answer that was stopped, for which the server sends no usage."""
+    answers = OpenAIAnswers(PROMPT)
+    for text in ("a", "b", ""):
+        answers.read(json.dumps({"choices": [{"index": 0, "text": text}]}).encode())
+    assert answers.end(is_stopped=True) == [LLMEngineOutput.cancelled().with_usage(usage(2, 2))]
