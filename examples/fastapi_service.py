@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, Field
@@ -52,13 +53,14 @@ from rx_backend.web import (
 from rx_backend.worker.model_files import find_tokenizer, shared_model_folder
 
 
-class Options(BaseModel):
-    """The fields that both endpoints accept."""
+class Options(BaseModel, extra="forbid"):
+    """The fields that both endpoints accept; others are refused, not ignored."""
 
     model: str = ""
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     max_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1)
     temperature: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -70,11 +72,13 @@ class Options(BaseModel):
             model=self.model,
             token_ids=token_ids,
             stop_conditions=StopConditions(max_tokens=self.max_tokens, stop=stop),
-            sampling_options=SamplingOptions(temperature=self.temperature, seed=self.seed),
+            sampling_options=SamplingOptions(
+                n=self.n, temperature=self.temperature, seed=self.seed
+            ),
         )
 
 
-class Message(BaseModel):
+class Message(BaseModel, extra="forbid"):
     """A message of a chat."""
 
     role: str
@@ -188,10 +192,16 @@ async def service_of(http_request: Request) -> Service:
 
 async def refuse(http_request: Request, error: Exception) -> Response:
     """Respond to a request that failed before its stream."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        error = InvalidArgument(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     return error_response(error)
 
 
-app = FastAPI(lifespan=lifespan, exception_handlers=dict.fromkeys(FAILURES, refuse))
+app = FastAPI(
+    lifespan=lifespan,
+    exception_handlers=dict.fromkeys((*FAILURES, RequestValidationError), refuse),
+)
 Served = Annotated[Service, Depends(service_of)]
 
 

@@ -22,8 +22,10 @@ Clock: TypeAlias = Callable[[], float]
 HAS_CONTENT: Final = (
     "item.token_ids or getattr(item, 'text', None) or getattr(item, 'content_parts', None)"
 )
+"""The condition of :class:`Callbacks` and ``when`` for chunks with content (row F1)."""
+
 IS_TERMINAL: Final = "item.finish_reason is not None"
-"""Conditions for :class:`Callbacks` and ``when``."""
+"""The condition for chunks that end an answer."""
 
 PER_TOKEN: Final = ("tokens", "log_probs", "top_logprobs")
 """The fields with an entry for each token; a chunk may lack any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from operators._answers import Answers
-from operators._chunk import answer_of
+from operators._chunk import Chunk, answer_of
 from operators._core.item_types import same_type
 from operators._core.operator import callbacks
 from operators._core.stage import Completed, Stage, emit
@@ -14,16 +14,16 @@ __all__ = ("ContractViolation", "validate_contract")
 
 
 class ContractViolation(ValueError):
-    """A stream broke rule E3: an answer has no terminal, or continues after it."""
+    """A stream broke rule E3: an answer has no terminal, continues after it, or was not asked for."""
 
 
 @same_type
 @callbacks(takes="chunks")
 def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
     """
-    Fail a stream in which an answer continues after its terminal, or has none (rows E3, S8).
+    Fail a stream in which an answer has no terminal, continues after it, or was not asked for.
 
-    Answers are distinguished by ``index``, 0 by default. For tests and engine development; after
+    Answers are distinguished by ``index``, 0 by default (rows E3, S8). For tests and engine development; after
     ``until_terminal``, in a production pipeline, it would only see a missing terminal. ``T`` is a
     terminal::
 
@@ -62,12 +62,16 @@ def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
                 raise ContractViolation(f"the stream ended without a terminal{missing}") from None
             raise
         answer = answer_of(chunk)
-        if answer in ended or len(ended) == answers:
-            which = f" of answer {answer}" if answers > 1 and answer in ended else ""
-            raise ContractViolation(
-                f"item after the terminal{which}: "
-                f"token_ids={list(chunk.token_ids)}, finish_reason={chunk.finish_reason}"
-            )
+        if answer >= answers:
+            raise _violation(f"item with index {answer}, expected one below {answers}", chunk)
+        if answer in ended:
+            which = f" of answer {answer}" if answers > 1 else ""
+            raise _violation(f"item after the terminal{which}", chunk)
         if chunk.finish_reason is not None:
             ended.add(answer)
         out = chunk
+
+
+def _violation(problem: str, chunk: Chunk) -> ContractViolation:
+    shown = f"token_ids={list(chunk.token_ids)}, finish_reason={chunk.finish_reason}"
+    return ContractViolation(f"{problem}: {shown}")

@@ -65,8 +65,10 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
 
 
 def _complain(message: str, code: int) -> int:
+    from rx_backend.telemetry.logs import error_line  # noqa: PLC0415  # a light start
+
     with suppress(OSError):
-        sys.stderr.write(f"rx-backend: error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{error_line('rx-backend', message)}\n")
     return code
 
 
@@ -169,7 +171,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
             message += "; pass an engine's own arguments as --engine-arg name=value"
-        self.exit(_BAD_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        from rx_backend.telemetry.logs import error_line  # noqa: PLC0415  # a light start
+
+        line = error_line(self.prog, f"{message} (see {self.prog} --help)")
+        self.exit(_BAD_USAGE, f"{line}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

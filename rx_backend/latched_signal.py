@@ -19,6 +19,7 @@ from rx_backend.logger import describe, get_logger
 __all__ = ("LatchedSignal", "Latches", "Listener", "SignalName")
 
 SignalName: TypeAlias = Literal["stopped", "killed", "first_token"]
+"""The signals of a request."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,17 +1,19 @@
 """
 Write docs/reference.md: every public name, with the summary of its docstring.
 
-A name is listed once, under the shortest path that it can be imported from.
+That of a constant or a type alias is the string below its assignment. A name is listed once, under the shortest path that it can be imported from.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from types import ModuleType
 
 from tools.document import ROOT, publish, table
@@ -36,7 +38,11 @@ def public_modules() -> list[ModuleType]:
 
 def summary(thing: object) -> str:
     """Return the first paragraph of a docstring as one line of Markdown."""
-    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").strip()
+    return _first_paragraph(inspect.getdoc(thing) or "")
+
+
+def _first_paragraph(text: str) -> str:
+    paragraph = text.split("\n\n", maxsplit=1)[0].replace("\n", " ").strip()
     plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", paragraph)
     return plain.replace("``", "`").removesuffix(":")
 
@@ -54,6 +60,26 @@ def describe(value: object) -> tuple[str, str]:
     if type(value).__module__.split(".")[0] in PACKAGES:
         return "value", f"A `{type(value).__name__}`."
     return "type", ""
+
+
+def text_below(module: ModuleType, name: str) -> str:
+    """Return the first paragraph of the string below the assignment of *name*, if there is one."""
+    statements = ast.parse(inspect.getsource(module)).body
+    for statement, below in pairwise([*statements, ast.Pass()]):
+        match statement, below:
+            case ast.ImportFrom(module=str(home), names=names), _:
+                for alias in names:
+                    if name == (alias.asname or alias.name):
+                        return text_below(importlib.import_module(home), alias.name)
+            case (
+                ast.Assign(targets=[target]) | ast.AnnAssign(target=target),
+                ast.Expr(ast.Constant(str(text))),
+            ):
+                if name in {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}:
+                    return _first_paragraph(text)
+            case _:
+                pass
+    return ""
 
 
 def listed() -> Iterator[tuple[ModuleType, dict[str, object]]]:
@@ -76,7 +102,12 @@ def render() -> str:
     """Return the document."""
     lines = ["# Public names", "", "Written by `make docs` from the docstrings.", "", _STABLE]
     for module, names in listed():
-        rows = [(f"`{name}`", *describe(value)) for name, value in names.items()]
+        rows: list[tuple[str, ...]] = []
+        for name, value in names.items():
+            kind, text = describe(value)
+            if kind in {"constant", "value", "type"} and (below := text_below(module, name)):
+                text = f"{text}: {below}" if kind == "constant" else below
+            rows.append((f"`{name}`", kind, text))
         lines += ["", f"## `{module.__name__}`", "", summary(module), ""]
         lines += table(("name", "kind", "what it is"), rows)
     return "\n".join(lines) + "\n"
@@ -91,4 +122,6 @@ are not listed may change in any version."""
 
 
 if __name__ == "__main__":
-    sys.exit(publish(ROOT / "docs/reference.md", render(), []))
+    written = render()
+    blank = [f"no description: {row}" for row in written.splitlines() if row.endswith("|  |")]
+    sys.exit(publish(ROOT / "docs/reference.md", written, blank))

@@ -264,14 +264,14 @@ class Run(Segment):
         try:
             return self._enter(function, argument)
         except StopIteration:
-            return RETURNED
+            pass
         except GeneratorExit as error:
             self._enter(self._chain.fail_from_source, error)
-            return RETURNED
         finally:
             # From Python 3.12 on the traceback of a thrown exception refers to this frame, through
             # its callers: a reference back would be a cycle.
             del argument
+        return RETURNED
 
     async def _unwind(self) -> None:
         # The task already runs in the context.

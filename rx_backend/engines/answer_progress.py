@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from operators.assembly import OpenAnswers, answer_in, is_terminal, tokens_in
+from operators.authoring import has_content
 from rx_backend.protocols import (
     CompletionUsage,
     LLMEngineOutput,
@@ -24,7 +25,8 @@ class AnswerProgress:
 
     Attributes:
         answers: The answers, and which have their terminal.
-        output_tokens: The tokens of each answer that has started.
+        output_tokens: The tokens of each answer that has started. A chunk with text or other parts
+            instead of token ids counts as one, as far as the engine knows.
     """
 
     __slots__ = ("_count", "_prompt_tokens", "answers", "output_tokens")
@@ -38,7 +40,7 @@ class AnswerProgress:
     def add(self, chunk: object) -> None:
         """Count a chunk that is yielded, in any form."""
         answer = answer_in(chunk)
-        self.output_tokens[answer] += tokens_in(chunk)
+        self.output_tokens[answer] += tokens_in(chunk) or has_content(chunk)
         if is_terminal(chunk):
             self.answers.end(answer)
 

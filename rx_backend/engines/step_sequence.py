@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias
 
+from operators.authoring import has_content
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest, usage
@@ -22,7 +23,8 @@ class StepSequence:
         request: The request.
         context: Its context.
         state: The scheduler's own data; at first the argument of `StepThread.stream`.
-        output_tokens: Tokens emitted so far.
+        output_tokens: Tokens emitted so far; a chunk with text or other parts instead of token ids
+            counts as one.
     """
 
     __slots__ = ("_outgoing", "context", "is_over", "output_tokens", "queue", "request", "state")
@@ -42,7 +44,7 @@ class StepSequence:
         """Send a chunk; one with a finish reason gets the usage and ends the sequence."""
         if self.is_over:
             raise RuntimeError("emit after the end of the sequence")
-        self.output_tokens += len(chunk.token_ids)
+        self.output_tokens += len(chunk.token_ids) or has_content(chunk)
         if chunk.finish_reason is not None:
             if chunk.completion_usage is None:
                 chunk.completion_usage = usage(len(self.request.token_ids), self.output_tokens)

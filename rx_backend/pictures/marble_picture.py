@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Annotated, Any
 
+from operators.assembly import CHECKED, check_arguments
 from rx_backend.pictures import style
+from rx_backend.pictures._checks import check_items
+from rx_backend.pictures._matplotlib import Figure
 from rx_backend.pictures.marble_item import MarbleRow, marble_of, rows_as_text
 from rx_backend.pictures.picture import Picture
 from rx_backend.pictures.row import BOXES, ENDS, Mark, Row, item_width
 from rx_backend.pictures.row_layout import WIDTH, RowLayout
-from rx_backend.pictures.style import Figure
 from rx_backend.testing import MarbleEvent
 
 __all__ = ("MarblePicture",)
@@ -38,6 +40,9 @@ class MarblePicture(Picture):
         title: The label of the operators.
         values: The items that letters stand for.
 
+    Raises:
+        TypeError: An argument is invalid; the message names it.
+
     >>> from rx_backend.testing import MarbleEvent
     >>> MarblePicture([MarbleRow("tokens", "source", (MarbleEvent(1, "next", "a"),))])
     tokens  -a
@@ -45,12 +50,14 @@ class MarblePicture(Picture):
 
     def __init__(
         self,
-        rows: Iterable[MarbleRow],
+        rows: Annotated[Iterable[MarbleRow], CHECKED],
         *,
         title: str = "",
-        values: Mapping[str, Any] | None = None,
+        values: Annotated[Mapping[str, Any], CHECKED] | None = None,
     ) -> None:
+        check_arguments(MarblePicture, rows, title=title, values=values)
         self.rows = tuple(rows)
+        check_items("MarblePicture: rows", self.rows, MarbleRow)
         self.title = title
         self._values = dict(values or {})
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from operators import NotAnOperator, fuse
-from operators.assembly import Plan, name_of, plan_of
-from operators.authoring import AnyOperator
+from operators.assembly import CHECKED, Plan, check_arguments, name_of, plan_of
+from operators.authoring import AnyOperator, AtLeast
 from rx_backend.pictures.marble_item import MarbleRow
 from rx_backend.pictures.marble_picture import MarblePicture
 from rx_backend.testing import MarbleError, MarbleFailure, Marbles, parse_marbles
@@ -38,6 +38,7 @@ class MarbleRun:
 
     Raises:
         MarbleError: *line* is invalid.
+        TypeError: An argument is invalid; the message names it.
 
     >>> from reactivex import operators as ops
     >>> MarbleRun("-a-b-c-|").pipe(ops.skip(1))
@@ -49,9 +50,10 @@ class MarbleRun:
         self,
         line: str,
         *,
-        values: Mapping[str, Any] | None = None,
-        error: Exception | None = None,
+        values: Annotated[Mapping[str, Any], CHECKED] | None = None,
+        error: Annotated[Exception, CHECKED] | None = None,
     ) -> None:
+        check_arguments(MarbleRun, line, values=values, error=error)
         self._line = line
         self._values = dict(values or {})
         self._error = MarbleFailure("the source failed") if error is None else error
@@ -69,7 +71,9 @@ class MarbleRun:
         Raises:
             MarbleError: *line* is invalid.
             ValueError: There is already a row called *name*.
+            TypeError: An argument is not a string.
         """
+        check_arguments(MarbleRun.input, self, name, line)
         self._check_name(name)
         if parse_marbles(line, self._values, self._error).first("subscribe"):
             raise MarbleError(f"'^' makes no sense in this line: {line}")
@@ -92,6 +96,7 @@ class MarbleRun:
 
         Raises:
             ValueError: There is already a row called *name*.
+            TypeError: *name* is not a string.
 
         >>> from operators import first_token
         >>> from rx_backend import LLMEngineOutput
@@ -102,6 +107,7 @@ class MarbleRun:
         first   ---1
         (h = empty)
         """
+        check_arguments(MarbleRun.effect, self, name)
         self._check_name(name)
         self._effects.append(name)
 
@@ -140,7 +146,10 @@ class MarbleRun:
         return picture
 
     def fuse(
-        self, *operators: AnyOperator, drop: str = "", consumer_delay: int = 0
+        self,
+        *operators: AnyOperator,
+        drop: str = "",
+        consumer_delay: Annotated[int, AtLeast(0, "frames")] = 0,
     ) -> MarblePicture:
         """
         Run *operators* as a pipeline does: fused, and pulled by a consumer.
@@ -156,14 +165,14 @@ class MarbleRun:
         Raises:
             NotAnOperator: One is not an operator.
             ValueError: *consumer_delay* is negative.
+            TypeError: *drop* or *consumer_delay* has another type.
             MarbleError: An event is between two frames, or *drop* is invalid.
 
         >>> MarbleRun("-a-b-|").fuse(consumer_delay=3)
         source  -a----b----|
         result  -a----b----|
         """
-        if consumer_delay < 0:
-            raise ValueError(f"consumer_delay: expected frames from 0, got {consumer_delay!r}")
+        check_arguments(MarbleRun.fuse, self, drop=drop, consumer_delay=consumer_delay)
         plan = plan_of(operators)
         return self._run(lambda play: play.pulled(plan, consumer_delay), plan, drop)
 

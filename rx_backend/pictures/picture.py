@@ -7,8 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rx_backend.checks import file_path
 from rx_backend.extras import import_extra
 from rx_backend.pictures import style
+from rx_backend.pictures._matplotlib import Figure as AnyFigure
 from rx_backend.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Picture(ABC):
     """
 
     @abstractmethod
-    def _draw(self, figure: style.Figure) -> None:
+    def _draw(self, figure: AnyFigure) -> None:
         """Draw into *figure*, which is empty, and set its size."""
 
     def figure(self) -> Figure:
@@ -61,7 +63,7 @@ class Picture(ABC):
         Raises:
             ImportError: matplotlib is not installed; names the extra.
         """
-        figure: style.Figure = self.figure()
+        figure: AnyFigure = self.figure()
         from PIL import Image  # noqa: PLC0415  # comes with matplotlib
 
         drawn, file = BytesIO(), BytesIO()
@@ -81,11 +83,12 @@ class Picture(ABC):
         Write it as a PNG file.
 
         Raises:
+            InvalidArgument: *path* is not a path.
             ValueError: *path* does not end in ``.png``.
             ImportError: matplotlib is not installed; names the extra.
             OSError: The file can't be written.
         """
-        ending = Path(path).suffix
+        ending = file_path("path", path).suffix
         if ending.lower() not in {"", ".png"}:
             raise ValueError(f"path: expected a name that ends in .png, got {str(path)!r}")
         write_whole(path, self.png())

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from rx_backend.pictures import style
-from rx_backend.pictures.style import Axes
+from rx_backend.pictures._matplotlib import Axes
 
 __all__ = ("BOXES", "ENDS", "Lane", "Mark", "MarkKind", "Row", "item_width")
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rx_backend.pictures import style
+from rx_backend.pictures._matplotlib import Axes, Figure
 from rx_backend.pictures.picture import Picture
 from rx_backend.pictures.row import Lane, Mark, Row
-from rx_backend.pictures.style import Axes, Figure
 
 __all__ = ("WIDTH", "RowLayout", "RowPicture")
 

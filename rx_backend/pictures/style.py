@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 __all__ = (
     "BLUSH",
@@ -20,9 +20,6 @@ __all__ = (
     "SMALL_PT",
     "STRONG",
     "TEXT_PT",
-    "Artist",
-    "Axes",
-    "Figure",
     "applied",
     "one_line",
     "paler",
@@ -30,14 +27,13 @@ __all__ = (
     "text_width",
 )
 
-# matplotlib's own annotations leave most arguments open, so here its objects have no closer type.
-Artist: TypeAlias = Any
-Axes: TypeAlias = Any
-Figure: TypeAlias = Any
-
-# Paul Tol's schemes, for any kind of colour vision: pale under dark text, strong on white.
+# Paul Tol's schemes, for any kind of colour vision.
 PALE = ("#99ddff", "#ee8866", "#eedd88", "#44bb99", "#ffaabb", "#77aadd", "#bbcc33", "#aaaa00")
+"""The colours under dark text."""
+
 STRONG = ("#4477aa", "#cc7722", "#228833", "#aa3377", "#33a0c0", "#887711")
+"""The colours on white."""
+
 INK, QUIET, FAINT, GUIDE, FAULT = "#22262b", "#6b6f76", "#8f949b", "#e6e9ec", "#c0321f"
 BLUSH, GROUND = "#fbe9e6", "#f3f4f6"
 TEXT_PT, SMALL_PT = 10.0, 8.5

@@ -64,7 +64,7 @@ class Timeline(RowPicture):
             ValueError: *kind* is invalid, or the clock's time is not finite.
         """
         _check_texts(lane=lane, label=label)
-        if kind not in {"event", "end", "error", "drop"}:
+        if kind not in ("event", "end", "error", "drop"):
             raise ValueError(f"kind: expected event, end, error or drop, got {kind!r}")
         self._marks.append(Mark(lane, self._now_ms(), label, kind, group=self._group or ""))
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from operators import TokenTimes
 from operators import span_names as names
+from operators.assembly import CHECKED, check_arguments
+from rx_backend.pictures._checks import check_items
 from rx_backend.pictures.row import Mark, Row
 from rx_backend.pictures.row_layout import RowPicture
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import Event, ReadableSpan
 
 __all__ = ("TracePicture",)
 
@@ -38,6 +38,9 @@ class TracePicture(RowPicture):
             gets both from its scope, as ``scope.span.get_span_context().span_id`` and
             ``scope.times``.
 
+    Raises:
+        TypeError: An argument is invalid; the message names it.
+
     >>> from opentelemetry.sdk.trace import TracerProvider
     >>> from opentelemetry.trace import set_span_in_context
     >>> start_span = TracerProvider().get_tracer("example").start_span
@@ -57,8 +60,13 @@ class TracePicture(RowPicture):
     """
 
     def __init__(
-        self, spans: Iterable[ReadableSpan], tokens: Mapping[int, TokenTimes] | None = None
+        self,
+        spans: Annotated[Iterable[ReadableSpan], CHECKED],
+        tokens: Annotated[Mapping[int, TokenTimes], CHECKED] | None = None,
     ) -> None:
+        check_arguments(TracePicture, spans, tokens)
+        spans = tuple(spans)
+        check_items("TracePicture: spans", spans, ReadableSpan)
         known = {_id(span): span for span in sorted(spans, key=_start)}
         began = min(map(_start, known.values()), default=0)
         below: dict[int | None, list[int]] = {}

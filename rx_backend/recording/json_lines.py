@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO, Final, TypeVar
 
@@ -21,10 +22,15 @@ class NotJson(InvalidArgument):
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield each line of *file*; stop after the beginning of a line that is too long."""
-    line = b""
-    while len(line) <= _MAX_BYTES and (line := file.readline(_MAX_BYTES + 1)):
+    """
+    Yield each line of *file*; stop after the beginning of a line that is too long.
+
+    A byte order mark at the beginning, which editors on Windows write, is skipped.
+    """
+    line = file.readline(_MAX_BYTES + 1).removeprefix(BOM_UTF8)
+    while line:
         yield line
+        line = file.readline(_MAX_BYTES + 1) if len(line) <= _MAX_BYTES else b""
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -12,6 +12,8 @@ from rx_backend.protocols import LLMEngineOutput
 __all__ = ("Ending", "Recording", "TimeMs", "TimedChunk")
 
 TimeMs = Annotated[float, Meta(ge=0)]
+"""A time since the stream's start, in ms."""
+
 _Count = Annotated[int, Meta(ge=0)]
 _TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 

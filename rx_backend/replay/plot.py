@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 from rx_backend.pictures import style
+from rx_backend.pictures._matplotlib import Artist, Axes, Figure
 from rx_backend.pictures.picture import Picture
-from rx_backend.pictures.style import Artist, Axes, Figure
 from rx_backend.replay.figures import ReplayResult
 from rx_backend.replay.report import Quantiles, format_table, summarize
 

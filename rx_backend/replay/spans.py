@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer, format_span_id, format_trace_id
 
 from rx_backend.replay.figures import stop_reason
+from rx_backend.whole_file import whole_file
 
 __all__ = ("span_lines",)
 
@@ -24,12 +25,13 @@ def span_lines(
     path: str | Path, clock: Callable[[], float], provider: TracerProvider | None = None
 ) -> Generator[Tracer]:
     """
-    Write every span that ends in the block as a line of JSON, immediately.
+    Write every span that ends in the block as a line of JSON.
 
     If the block is interrupted or fails, the last line is ``{"stopped_by":"interrupt"}``.
 
     Args:
-        path: The file to write; replaced if it exists.
+        path: The file; replaced at the end of the block, so that each of two runs writes a whole
+            one.
         clock: The clock of the replay, in seconds.
         provider: The provider of the tracer; one that exports nothing by default.
 
@@ -42,13 +44,16 @@ def span_lines(
     provider = provider or TracerProvider(
         sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False
     )
-    with Path(path).open("w", encoding="utf-8") as out:
+    failure = None
+    with whole_file(path) as out:
         provider.add_span_processor(_SpanLines(out, clock))
         try:
             yield provider.get_tracer("rx_backend.replay")
         except BaseException as error:
             _write(out, stopped_by=stop_reason(error))
-            raise
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 class _SpanLines(SpanProcessor):
@@ -59,7 +64,7 @@ class _SpanLines(SpanProcessor):
     durations are measured here; an exporter would see a span only after its end.
     """
 
-    def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
+    def __init__(self, out: BinaryIO, clock: Callable[[], float]) -> None:
         self._out = out
         self._clock = clock
         self._began = clock()
@@ -89,5 +94,5 @@ class _SpanLines(SpanProcessor):
         )
 
 
-def _write(out: TextIO, **row: object) -> None:
-    out.write(json.dumps(row, separators=(",", ":")) + "\n")
+def _write(out: BinaryIO, **row: object) -> None:
+    out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")

@@ -89,7 +89,7 @@ class Trace(Iterator[Request]):
                     if len(line) > _MAX_LINE:
                         raise self._error("expected a line of at most 1 MiB")
                     if line.strip():
-                        yield line.removeprefix(b"\xef\xbb\xbf") if self._line == 1 else line
+                        yield line
         except OSError as error:
             raise InvalidArgument(f"trace {self._path}: can't be read: {error.strerror}") from error
 

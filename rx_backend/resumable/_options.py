@@ -12,6 +12,7 @@ from rx_backend.errors import InvalidArgument
 __all__ = ("MayRead", "Options", "WhenAbandoned", "same_owner")
 
 WhenAbandoned: TypeAlias = Literal["stop", "continue"]
+"""What becomes of an answer that all readers have left."""
 
 MayRead: TypeAlias = Callable[[str | None, str | None], bool]
 """Takes a stream's owner and the caller; returns whether the caller may read and stop it."""

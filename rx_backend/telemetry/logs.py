@@ -14,10 +14,11 @@ import structlog
 from structlog.stdlib import ExtraAdder, ProcessorFormatter
 from structlog.typing import EventDict, Processor
 
+from rx_backend.errors import InvalidArgument
 from rx_backend.telemetry.settings import is_true, one_of
 from rx_backend.telemetry.trace_ids import add_trace_ids
 
-__all__ = ("configure_logs",)
+__all__ = ("configure_logs", "error_line")
 
 _OURS: Final = ("rx_backend", "operators")
 _LEVELS: Final[Mapping[str, int]] = {
@@ -70,6 +71,19 @@ def configure_logs(*, whole_process: bool = False) -> ExitStack:
             done.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
     return done
+
+
+def error_line(program: str, message: str) -> str:
+    """Return the line with which *program* reports an error on stderr, in the form of its log."""
+    message = " ".join(message.split())
+    try:
+        as_json = _wants_json()
+    except InvalidArgument:
+        as_json = False
+    if not as_json:
+        return f"{program}: error: {message}"
+    record = logging.LogRecord(_OURS[0], logging.ERROR, "", 0, message, None, None)
+    return _formatter(as_json=True).format(record)
 
 
 def _wants_json() -> bool:

@@ -46,6 +46,8 @@ __all__ = (
 )
 
 EXPORT_ENABLED: Final = "OTEL_EXPORT_ENABLED"
+"""The variable that decides whether to measure requests (row P8)."""
+
 TRUE: Final = frozenset({"1", "true", "on", "yes"})
 """The values that enable a variable, in any case."""
 

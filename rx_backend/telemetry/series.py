@@ -231,6 +231,7 @@ class UnknownModelSeries:
 
 
 Series: TypeAlias = RequestSeries | UnknownModelSeries
+"""Where a request's figures are recorded."""
 
 
 def _deadline_of(error: Exception | None) -> str | None:

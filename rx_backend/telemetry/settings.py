@@ -30,8 +30,10 @@ SERVICE: Final = "rx-backend"
 """The service's default name."""
 
 FALSE: Final = frozenset({"0", "false", "off", "no", ""})
+"""The values that disable a variable, in any case."""
 
 Signal = Literal["traces", "metrics"]
+"""OpenTelemetry's signals that are exported."""
 
 _EXPORTERS: Final[Mapping[Signal, frozenset[str]]] = {
     "traces": frozenset({"otlp", "console", "none"}),
@@ -165,6 +167,6 @@ def _without_secrets(address: str) -> str:
 
 def _port_of(url: str) -> int | None:
     try:
-        return urlsplit(url).port
+        return urlsplit(url if "//" in url else f"//{url}").port
     except ValueError:
         return None

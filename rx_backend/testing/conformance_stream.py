@@ -22,7 +22,9 @@ __all__ = ("RELEASE_S", "Plan", "Stream", "run_within", "settle", "wait_for_any"
 
 T = TypeVar("T")
 
-RELEASE_S = 1.0  # The time limit for a cancelled task to end, in seconds.
+RELEASE_S = 1.0
+"""The time limit for a cancelled task to end, in seconds."""
+
 _MOST_ITEMS = 10_000  # A stream with more items counts as endless.
 # What an engine may raise without ending the kit; its SystemExit would end the event loop.
 _OF_ENGINES = (Exception, SystemExit)

@@ -26,6 +26,7 @@ __all__ = (
 )
 
 MarbleKind: TypeAlias = Literal["next", "error", "completed", "subscribe", "drop"]
+"""The kinds of events in a marble line."""
 
 Values: TypeAlias = Annotated[Mapping[str, Any], CHECKED]
 """The items that letters stand for."""

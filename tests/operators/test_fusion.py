@@ -9,11 +9,13 @@ import sys
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 import pytest
 
 from operators import fuse, map_async
+from operators._core.failures import SourceCancelled
 from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
@@ -185,9 +187,13 @@ class TestContext:
     """Where source and operators run."""
 
     @pytest.mark.rows("P7", "P9", "S7")
-    @pytest.mark.parametrize("is_dropped", [False, True])
-    async def test_source_and_operators_run_in_the_given_context(self, is_dropped: bool) -> None:
-        """They see what was set there, also in a drop; the consumer sees nothing of what they set."""
+    @pytest.mark.parametrize(
+        ("is_dropped", "failure"), [(False, None), (True, None), (False, GeneratorExit)]
+    )
+    async def test_source_and_operators_run_in_the_given_context(
+        self, is_dropped: bool, failure: type[BaseException] | None
+    ) -> None:
+        """They see what was set there, however it ends; the consumer sees nothing of what they set."""
         variable = contextvars.ContextVar("variable", default="outside")
         context = contextvars.copy_context()
         context.run(variable.set, "inside")
@@ -200,6 +206,8 @@ class TestContext:
                 yield 1
                 variable.set("changed")
                 yield 2
+                if failure is not None:
+                    raise failure
             finally:
                 await asyncio.sleep(1)
                 seen.append(f"closing {variable.get()}")
@@ -221,10 +229,11 @@ class TestContext:
             own_context=context,
             on_end=lambda dropped: seen.append(f"on_end {variable.get()}, {dropped}"),
         )
-        async for _ in stream:
-            assert variable.get() == "outside"
-            if is_dropped:
-                await stream.aclose()
+        with nullcontext() if failure is None else pytest.raises(SourceCancelled):
+            async for _ in stream:
+                assert variable.get() == "outside"
+                if is_dropped:
+                    await stream.aclose()
         begin = ["set-up inside", "start inside", "item inside"]
         if is_dropped:
             assert seen == [*begin, "end inside", "on_end inside, True", "closing inside"]
@@ -296,6 +305,27 @@ class TestTheStreamItself:
         try:
             assert (await run(fuse(Engine([1])(), [same(), refuse(), same()])))() is None
             assert (await run(fuse(failing(), [same()])))() is None
+        finally:
+            gc.enable()
+
+    async def test_a_cancelled_pull_leaves_no_cycle(self) -> None:
+        """The stream is freed without the garbage collector; from Python 3.12 on that takes care."""
+        owner = [fuse(Engine(ends=False)(), [same()])]
+        freed = weakref.ref(owner[0])
+
+        async def pull() -> None:
+            with suppress(asyncio.CancelledError):
+                await anext(owner[0])
+
+        gc.disable()
+        try:
+            pulling = asyncio.ensure_future(pull())
+            await asyncio.sleep(1)
+            pulling.cancel()
+            await pulling
+            owner.clear()
+            await asyncio.sleep(1)
+            assert freed() is None
         finally:
             gc.enable()
 

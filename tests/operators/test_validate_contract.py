@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from operators import ContractViolation, validate_contract
+from rx_backend.protocols import LLMEngineOutput
 from rx_backend.testing import MarbleFailure, assert_marbles
-from tests.operators._help import LETTERS, Chunk, Life, handshake, terminal
+from tests.operators._help import LETTERS, Life, handshake, terminal
 
 
 @pytest.mark.rows("E3", "S8")
@@ -42,17 +45,31 @@ def test_a_broken_stream_fails(
 
 @pytest.mark.rows("E3", "S8")
 @pytest.mark.parametrize(
-    ("chunks", "text"),
+    ("answers", "chunks", "text"),
     [
         (
+            1,
             [terminal(), terminal(7, reason="length")],
             "item after the terminal: token_ids=[7], finish_reason=length",
         ),
-        ([handshake()], "the stream ended without a terminal"),
+        (1, [handshake()], "the stream ended without a terminal"),
+        (2, [terminal()], "the stream ended without a terminal of 1 of 2 answers"),
+        (
+            2,
+            [terminal(), terminal()],
+            "item after the terminal of answer 0: token_ids=[], finish_reason=stop",
+        ),
+        (
+            2,
+            [LLMEngineOutput([7], index=2)],
+            "item with index 2, expected one below 2: token_ids=[7], finish_reason=None",
+        ),
     ],
 )
-def test_the_error_says_what_is_wrong(life: Life, chunks: list[Chunk], text: str) -> None:
+def test_the_error_says_what_is_wrong(
+    life: Life, answers: int, chunks: list[Any], text: str
+) -> None:
     """It shows the chunk that should not be there, or that there is no terminal."""
-    seen = life(chunks, validate_contract())
+    seen = life(chunks, validate_contract(answers=answers))
     assert isinstance(seen.error, ContractViolation)
     assert str(seen.error) == text

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -255,6 +257,37 @@ def test_run_with_an_engine_that_fails(
     assert err.count("\n") == bool(message)
     assert message in err
     assert (f"stopped early {stopped}" in out) == ("TTFT" in out) == (stopped is not None)
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["--max-batch", "many"], 2, "(see rx-backend run --help)"),
+        (["--max-batch", "0"], 2, "--max-batch: expected"),
+        (["--engine", "replayed:Lost"], 1, "Lost.start raised OSError: no weights"),
+    ],
+)
+def test_an_error_has_the_form_of_the_log(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    named: str,
+) -> None:
+    """A line of JSON where the log's are, for what reads them; else of text."""
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "1")
+
+    def error() -> str:
+        with suppress(SystemExit):
+            assert main(["run", *arguments]) == code
+        return capsys.readouterr().err
+
+    line = json.loads(error())
+    assert (line["level"], line["target"]) == ("ERROR", "rx_backend")
+    assert named in line["message"]
+    monkeypatch.setenv("DYN_LOGGING_CONSOLE_FORMAT", "xml")
+    assert re.match("rx-backend( run)?: error: ", error())
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,32 @@ async def test_the_span_has_the_consumers_outcome_at_any_position_of_the_drain(b
     assert engine.closed == 1
 
 
+@pytest.mark.rows("A4")
+@pytest.mark.parametrize("label", [None, "mine"])
+@virtual
+async def test_a_drain_prefers_its_own_arguments(
+    label: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the request's stop, its notice, and its id in the log."""
+    aborts: list[float] = []
+
+    def abort() -> None:
+        aborts.append(now())
+        raise LookupError("no such request")
+
+    notified: reactivex.Subject[None] = reactivex.Subject()
+    asyncio.get_running_loop().call_later(3.0, notified.on_next, None)
+    async with Drains(grace_s=4) as drains:
+        drain = drain_until_first_token(abort, drains=drains, notified=notified, label=label)
+        pipeline = standard_pipeline.insert_after("deferred_abort", drain)
+        engine = ScriptedEngine(2, RequestContext.notify_first_token, 60, token(1), stop())
+        adapter = adapter_of(engine, "decode", pipeline=pipeline)
+        await cancel_in_a_pull([await adapter.generate(request(), RequestContext("r-17"))])
+    assert (aborts, engine.aborts, engine.closes) == ([3.0], [], [7.0])
+    (failed,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert failed.getMessage() == f"the abort of the dropped stream {label or 'r-17'} failed"
+
+
 # Peeking: a failure before the first token reaches the caller.
 
 

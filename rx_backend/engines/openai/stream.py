@@ -28,6 +28,7 @@ class EventReader:
     def __init__(self, max_event_bytes: int) -> None:
         self._max = max_event_bytes
         self._rest = b""
+        self._ends_in_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """
@@ -36,16 +37,13 @@ class EventReader:
         Raises:
             Unknown: An event is larger than allowed.
         """
-        if self._rest:
-            data = self._rest + data
-        tail = b""
-        if b"\r" in data:
+        if self._ends_in_cr:
             # The LF of a CRLF may be in the next piece.
-            if data.endswith(b"\r"):
-                data, tail = data[:-1], b"\r"
+            data = data.removeprefix(b"\n")
+        self._ends_in_cr = data.endswith(b"\r")
+        if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        events = data.split(b"\n\n")
-        self._rest = events.pop() + tail
+        *events, self._rest = (self._rest + data).split(b"\n\n")
         if len(self._rest) > self._max:
             raise Unknown(f"the server sent an event of more than {self._max} bytes (max)")
         return [found for event in events if (found := _data_of(event))]

@@ -122,14 +122,15 @@ async def test_each_open_answer_of_a_stopped_request_is_cancelled(
 async def test_text_without_ids_is_a_first_token_too(
     stream: Callable[..., AsyncGenerator[LLMEngineOutput]],
 ) -> None:
-    """A decode request that is stopped after it ends, and does not run to its own end."""
+    """A decode request that is stopped after it ends, and its usage has a token for the chunk."""
     context = RequestContext()
     context.bind(asyncio.get_running_loop(), decode=True)
     made = [LLMEngineOutput(), LLMEngineOutput(text="a"), LLMEngineOutput(text="b")]
     async with aclosing(stream(lambda: iter(made), REQUEST, context)) as chunks:
         context.stop_generating()
         assert [await anext(chunks) for _ in made[1:]] == made[:2]
-        assert await read(chunks) == [([], "cancelled")]
+        left = [chunk async for chunk in chunks]
+        assert left == [LLMEngineOutput.cancelled().with_usage(usage(3, 1))]
 
 
 @pytest.mark.rows("E2", "E3")
@@ -569,6 +570,26 @@ async def test_decode_mode_stops_after_the_first_token() -> None:
     scheduler.gate.set()
     assert (await first).token_ids == [0]
     assert (await read(stream))[-1] == ([], "cancelled")
+    await steps.close()
+    scheduler.check_released()
+
+
+@pytest.mark.rows("F1")
+@real_time
+async def test_text_without_ids_counts_as_a_token_of_a_step() -> None:
+    """So a scheduler can count to a limit, and the usage is not zero."""
+
+    class Writing(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            for sequence in sequences:
+                wanted = sequence.request.stop_conditions.max_tokens
+                ends = FinishReason.LENGTH if sequence.made + 1 == wanted else None
+                sequence.emit(LLMEngineOutput(text="a", finish_reason=ends))
+
+    scheduler = Writing()
+    steps = StepThread(scheduler, max_sequences=1)
+    chunks = [chunk async for chunk in steps.stream(asking(3), RequestContext())]
+    assert [chunk.completion_usage for chunk in chunks] == [None, None, usage(1, 3)]
     await steps.close()
     scheduler.check_released()
 

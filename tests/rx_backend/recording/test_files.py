@@ -84,6 +84,15 @@ def test_any_recording_reads_as_it_was_written(recording: Recording) -> None:
         assert read_recordings(folder) == [recording]
 
 
+def test_a_file_that_was_edited_on_windows_reads(tmp_path: Path) -> None:
+    """It may begin with a byte order mark, and its lines end in CRLF."""
+    for golden in GOLDEN.parent.glob("*.jsonl"):
+        edited = tmp_path / golden.name
+        edited.write_bytes(b"\xef\xbb\xbf" + golden.read_bytes().replace(b"\n", b"\r\n"))
+        assert read_recordings(tmp_path)[-1] == read_recording(golden)
+        edited.unlink()
+
+
 def test_log_probabilities_may_be_infinite(tmp_path: Path) -> None:
     """What JSON has no number for is read back as that number, and null as minus infinity."""
     top = TopLogprob(rank=1, token_id=7, logprob=-math.inf)

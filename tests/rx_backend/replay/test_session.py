@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from rx_backend.engine import EngineConfig
+from rx_backend.engines import SampleEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.replay import plot
 from rx_backend.replay.figures import ReplayResult
@@ -168,6 +171,23 @@ def test_no_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["requests.jsonl", "summary.json"]
 
 
+class RunsAnother(SampleEngine):
+    """While it starts, another run begins and ends in the same folder."""
+
+    async def start(self, worker_id: int) -> EngineConfig:
+        await asyncio.to_thread(quiet, limit=2, spans=True)
+        return await super().start(worker_id)
+
+
+def test_two_runs_in_one_folder(folder: Path) -> None:
+    """All files are of the one that ended last."""
+    trace = put_trace(folder / "t.csv")
+    _, out = quiet(engine=f"{__name__}:RunsAnother", trace=trace, spans=True, speed=1000)
+    assert [len(lines_of(out / name)) for name in FILES[:2]] == [3, 3]
+    assert json.loads((out / "summary.json").read_text())["requests"] == 3
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
 # What is left of a run that did not come to its end.
 
 
@@ -180,7 +200,7 @@ def test_an_interrupted_run(folder: Path, real: bool) -> None:
     (out / "replay.png").touch()
 
     def interrupt() -> None:
-        while not (out / "spans.jsonl").exists() or not (out / "spans.jsonl").stat().st_size:
+        while not any(part.stat().st_size for part in out.glob(".*.part")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -235,7 +255,7 @@ def test_an_interrupted_command_is_silent_otherwise(folder: Path, chosen: str) -
             stdout=said.fileno(),
             stderr=complained.fileno(),
         )
-    while not (folder / "out" / "spans.jsonl").exists():
+    while not list(folder.glob("out/.*.part")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130

@@ -73,6 +73,7 @@ BAD: list[tuple[Variables, str | None, str]] = [
     ({PROTOCOL: "http/json"}, None, f"{PROTOCOL}: expected one of grpc, http/protobuf, got"),
     ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP"}, None, "_METRICS_PROTOCOL: expected one of"),
     ({ENDPOINT: "c:4318", PROTOCOL: HTTP}, None, f"{ENDPOINT}: expected a URL"),
+    ({ENDPOINT: "c:4318"}, None, f"{ENDPOINT}: expected a URL"),
     ({ENDPOINT: "me:s3 cr3t@h:4317"}, None, "4317, got 'h:4317'"),
     ({ENDPOINT: "http://", PROTOCOL: GRPC}, None, f"{ENDPOINT}: expected a URL"),
     ({"OTEL_EXPORT_ENABLED": "maybe"}, None, "OTEL_EXPORT_ENABLED: expected true or false"),

@@ -56,6 +56,24 @@ def test_a_completion(client: openai.OpenAI) -> None:
         client.completions.create(model="m", prompt="a")
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"logprobs": True}, "body.logprobs: Extra inputs are not permitted"),
+        ({"max_tokens": 0}, "body.max_tokens: Input should be greater than or equal to 1"),
+        ({"messages": [{"role": "user"}]}, "body.messages.0.content: Field required"),
+        ({"n": 2}, "sampling_options.n: expected 1, got 2"),
+    ],
+)
+def test_unsupported_fields_are_rejected(
+    server: Server, field: dict[str, Any], message: str
+) -> None:
+    """By name, with OpenAI's error object; never ignored."""
+    asked = {**ASKED, "stream": True, **field}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=asked)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
 def test_a_prompt_cut_within_a_character(server: Server) -> None:
     """JSON can say so, where a page has cut a text by its length; the rest of it is answered."""
     for path, asked in (

@@ -53,6 +53,16 @@ def test_any_split_gives_the_same_events(
     assert read([raw[start:end] for start, end in pairwise(places)]) == events
 
 
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_is_read_when_its_empty_line_has_come(line_end: bytes) -> None:
+    """Not with what follows: after the last one that may be a lost connection."""
+    reader = EventReader(100)
+    assert reader.feed(b"data: 1" + line_end) == []
+    assert reader.feed(line_end) == [b"1"]
+    assert reader.feed(b"data: 2" + line_end * 2) == [b"2"]
+    assert reader.end() == []
+
+
 @given(ids=st.lists(st.integers(0, 99), min_size=1, max_size=6), size=st.integers(1, 50))
 def test_any_split_gives_the_same_chunks(ids: list[int], size: int) -> None:
     """Tokens in their order, and one terminal with their count."""
@@ -127,3 +137,12 @@ def test_a_stopped_request_has_a_terminal_for_each_answer() -> None:
         (2, "cancelled"),
     ]
     assert [chunk.completion_usage for chunk in left] == [usage(2, 0), usage(2, 2)]
+
+
+@pytest.mark.rows("E4", "F1")
+def test_an_event_with_text_without_ids_counts_as_a_token() -> None:
+    """Of an answer that was stopped, for which the server sends no usage."""
+    answers = OpenAIAnswers(PROMPT)
+    for text in ("a", "b", ""):
+        answers.read(json.dumps({"choices": [{"index": 0, "text": text}]}).encode())
+    assert answers.end(is_stopped=True) == [LLMEngineOutput.cancelled().with_usage(usage(2, 2))]
