@@ -202,7 +202,7 @@ def _run(cwd: str, environ: dict[str, str], module: str, *arguments: str) -> Non
     os.environ.clear()
     os.environ.update(environ)
     tempfile.tempdir = None
-    sys.path[0] = cwd
+    sys.path[:1] = [cwd, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [module, *arguments]
     sys.exit(importlib.import_module(module).main())
 

@@ -583,12 +583,12 @@ async def test_text_without_ids_counts_as_a_token_of_a_step() -> None:
         def step(self, sequences: list[StepSequence]) -> None:
             for sequence in sequences:
                 wanted = sequence.request.stop_conditions.max_tokens
-                ends = FinishReason.LENGTH if sequence.made + 1 == wanted else None
+                ends = FinishReason.LENGTH if sequence.output_tokens + 1 == wanted else None
                 sequence.emit(LLMEngineOutput(text="a", finish_reason=ends))
 
     scheduler = Writing()
     steps = StepThread(scheduler, max_sequences=1)
-    chunks = [chunk async for chunk in steps.stream(asking(3), RequestContext())]
+    chunks = [chunk async for chunk in steps.stream(request_for(3), RequestContext())]
     assert [chunk.completion_usage for chunk in chunks] == [None, None, usage(1, 3)]
     await steps.close()
     scheduler.check_released()
