@@ -16,7 +16,13 @@ from operators.authoring import has_content
 from rx_backend.adapter import EngineAdapter
 from rx_backend.checks import fraction, function, instance, whole
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
+from rx_backend.engine import (
+    EngineConfig,
+    LLMEngine,
+    call_optional,
+    check_config,
+    check_methods,
+)
 from rx_backend.errors import BackendError, InvalidArgument, Unknown, as_backend_error
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
@@ -121,7 +127,7 @@ async def replay(
             except InvalidArgument as error:
                 problem = error
         with _named(engine, "drain"):
-            await engine.drain()
+            await call_optional(engine, "drain")
     except BaseException:
         with suppress(Exception):  # only the first error is raised
             await engine.cleanup()

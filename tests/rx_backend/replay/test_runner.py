@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -30,6 +30,7 @@ from rx_backend.protocols import (
 from rx_backend.replay import ReplayResult, Request, at_speed, replay, synthetic
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, virtual
+from tests.engines.broken import DuckEngine
 from tests.spans import Spans
 
 
@@ -422,3 +423,10 @@ def test_a_failing_engine_is_named(steps: list[str], message: str) -> None:
     with pytest.raises(Unknown, match=message):
         run_virtual(replay([Request(0, 1, 2)], Failing(*steps), result=result))
     assert len(result.requests) == (steps[0] in {"drain", "cleanup"})
+
+
+@pytest.mark.rows("E5")
+def test_an_engine_without_optional_methods_is_replayed() -> None:
+    """It needs no base class, and no `drain`."""
+    result = run_virtual(replay([Request(0, 1, 2)], cast("Any", DuckEngine())))
+    assert [row.error for row in result.requests] == [None]
