@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager, suppress
@@ -186,8 +187,8 @@ def _cut(row: Request, context_length: int | None) -> Request:
 class _Plan(NamedTuple):
     """A client's action on its own request."""
 
-    after: int = -1
-    """After how many chunks with content; -1 for never."""
+    after: float = math.inf
+    """After how many tokens; a chunk with other content counts as one."""
     drop: bool = False
     """Whether to drop the stream; otherwise stop the request and continue reading."""
 
@@ -247,8 +248,8 @@ class _Client:
             raise
 
     async def _read(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> None:
-        seen, after = self._seen, self._plan.after
-        if after == 0 and self._leaves(stream):
+        seen, left = self._seen, self._plan.after
+        if left == 0 and self._leaves(stream):
             return
         async for item in stream:
             if not isinstance(cast("object", item), Annotated):
@@ -264,11 +265,12 @@ class _Client:
                 continue
             if has_content(chunk):
                 seen.note_content(len(chunk.token_ids))
+                left -= max(1, len(chunk.token_ids))
             reason = chunk.finish_reason
             if reason is not None:
                 seen.note_terminal(chunk)
                 self._end(reason.kind, "terminal" if reason.is_error else None)
-            elif len(seen.times) == after and self._leaves(stream):
+            elif left <= 0 and self._leaves(stream):
                 return
 
     def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
@@ -290,7 +292,8 @@ class _Client:
         result.running -= 1
         result.itl.add(gaps)
         result.tokens += tokens
-        result.tokens_by_s.update([int(time - began) for time in times])
+        for place, time in enumerate(times):
+            result.tokens_by_s[int(time - began)] += self._seen.sizes.get(place, 1)
         result.duration_s = ended - began
         result.requests.append(
             RequestFigures(

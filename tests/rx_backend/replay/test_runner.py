@@ -172,6 +172,18 @@ def test_content_without_token_ids_is_measured_too(
     assert {row.ttft_ms for row in left} == {None, 500}
 
 
+@pytest.mark.rows("F5")
+def test_each_token_of_a_chunk_counts() -> None:
+    """Tokens per second, and the tokens after which clients stop or leave, are no chunks."""
+    script = [step for _ in range(4) for step in (0.5, LLMEngineOutput([7] * 5))]
+    engine = ScriptedEngine(*script, LLMEngineOutput.length())
+    result = run_virtual(replay([Request(0, 1, 20)], engine))
+    assert (result.tokens, result.tokens_by_s) == (20, {0: 5, 1: 10, 2: 5})
+    left = run_virtual(replay([Request(0, 1, 15)] * 20, engine, drop_rate=1)).requests
+    assert {row.outcome for row in left} == {"dropped"}
+    assert {row.tokens for row in left} == {0, 5, 10, 15}
+
+
 class OperatorBug(Exception):
     """What an operator on items raises."""
 
