@@ -60,6 +60,9 @@ def test_panels_show_the_figures() -> None:
     outcomes = {dots.get_label(): len(dots.get_offsets()) for dots in ttft.collections}
     assert sum(outcomes.values()) == len(timed)
     assert outcomes["error"] == sum(row.outcome == "error" for row in timed)
+    scales = [(panel.get_xscale(), panel.get_yscale()) for panel in panels]
+    logarithmic = {ttft_shares: ("log", "linear"), itl: ("log", "linear"), ttft: ("linear", "log")}
+    assert scales == [logarithmic.get(panel, ("linear", "linear")) for panel in panels]
     line, *marks = ttft_shares.lines
     summary = summarize(result)
     assert line.get_xdata()[-1] == pytest.approx(summary.ttft_ms.max)
