@@ -94,7 +94,7 @@ async def replay(
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
     token_ids = [0] if vocab_size is None else range(1, whole("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())
-    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
+    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, record=record)
     result.planned = len(workload) if isinstance(workload, Sized) else None
     problem: InvalidArgument | None = None
     try:
@@ -177,7 +177,7 @@ def _named(engine: LLMEngine, step: str) -> Generator[None]:
 
 def _cut(row: Request, context_length: int | None) -> Request:
     """Return *row* truncated to the context: at most half of that for the output."""
-    if not context_length or row.prompt_tokens + row.output_tokens <= context_length:
+    if not context_length:
         return row
     output = min(row.output_tokens, max(context_length // 2, 1))
     prompt = min(row.prompt_tokens, context_length - output)
@@ -194,8 +194,6 @@ class _Plan(NamedTuple):
 
 
 def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: float) -> _Plan:
-    if not cancel_rate + drop_rate:
-        return _Plan()
     fate = draw.random()
     after = draw.randrange(row.output_tokens)
     if fate >= cancel_rate + drop_rate:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -435,6 +436,16 @@ def test_a_failing_engine_is_named(steps: list[str], message: str) -> None:
     with pytest.raises(Unknown, match=message):
         run_virtual(replay([Request(0, 1, 2)], Failing(*steps), result=result))
     assert len(result.requests) == (steps[0] in {"drain", "cleanup"})
+
+
+@pytest.mark.rows("E1", "E5")
+def test_an_engine_without_a_required_method_is_not_started() -> None:
+    """It could not be cleaned up."""
+    started: list[int] = []
+    engine: Any = SimpleNamespace(start=started.append, generate=SampleEngine().generate)
+    with pytest.raises(InvalidArgument, match="engine: SimpleNamespace has no method cleanup"):
+        run_virtual(replay([Request(0, 1, 2)], engine))
+    assert started == []
 
 
 @pytest.mark.rows("E5")
