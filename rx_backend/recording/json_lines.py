@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO, Final, TypeVar
 
 import msgspec
@@ -21,10 +22,8 @@ class NotJson(InvalidArgument):
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield each line of *file*; stop after the beginning of a line that is too long."""
-    line = b""
-    while len(line) <= _MAX_BYTES and (line := file.readline(_MAX_BYTES + 1)):
-        yield line
+    """Return the lines of *file*, and one that is too long for `decode_line` in parts."""
+    return iter(partial(file.readline, _MAX_BYTES + 1), b"")
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
