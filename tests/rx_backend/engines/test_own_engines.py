@@ -293,6 +293,18 @@ async def test_a_thread_that_exits_ends_its_request_alone(leaving: BaseException
             await anext(aiter(inbox))
 
 
+@pytest.mark.rows("E4")
+@virtual
+async def test_a_stop_wakes_the_producer_of_who_does_not_read() -> None:
+    """A thread that sleeps behind a full queue frees the place of a stopped request."""
+    context, changes = RequestContext(), list[str]()
+    queue = ChunkQueue(REQUEST, context, ahead=1, on_change=lambda: changes.append("change"))
+    with queue:
+        context.stop_generating()
+        await asyncio.sleep(0)
+        assert changes == ["change"]
+
+
 @virtual
 async def test_a_queue_that_was_left_holds_nothing() -> None:
     """Neither chunks nor a place among those who hear of the request's stop."""
