@@ -89,7 +89,7 @@ class Trace(Iterator[Request]):
                     if len(line) > _MAX_LINE:
                         raise self._error("expected a line of at most 1 MiB")
                     if line.strip():
-                        yield line.removeprefix(b"\xef\xbb\xbf") if self._line == 1 else line
+                        yield line.removeprefix(b"\xef\xbb\xbf")
         except OSError as error:
             raise InvalidArgument(f"trace {self._path}: can't be read: {error.strerror}") from error
 
@@ -143,10 +143,11 @@ class Trace(Iterator[Request]):
                 self.left_out += 1
 
     def _arrivals(self, rows: Iterator[_Row]) -> Iterator[Request]:
-        start_us = last_us = None
+        start_us: int | None = None
+        last_us = 0
         for row in rows:
             time_us = row.time_us
-            if start_us is None or last_us is None:
+            if start_us is None:
                 start_us = last_us = time_us
             if time_us < last_us:
                 raise self._error(
