@@ -300,6 +300,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         "itl_by: expected 'mean' or 'p99', got 'max'",
     ),
     (lambda: our.slo(500, 50, windows=WINDOWS, key=None), "key: expected a str or a tuple of str"),
+    (lambda: our.slo(500, 50, windows=WINDOWS, key=()), "key: expected a str or a tuple of str"),
     (
         lambda: our.slo(500, 50, windows=WINDOWS, key=("m", 3)),
         "key: expected a str or a tuple of s",
