@@ -386,6 +386,15 @@ class TestKeys:
         assert len(snapshot) == 11
         assert snapshot["other"].requests > 0
 
+    def test_open_requests_share_the_limit_on_keys(self) -> None:
+        """A snapshot names no more keys than the windows hold, also of what has not ended."""
+        windows = SloWindows(max_keys=2)
+        counted = [slo(1, 1, windows=windows, key=key).start(None) for key in "abcd"]
+        snapshot = windows.snapshot()
+        assert sorted(figures.open for figures in snapshot.values()) == [1, 1, 2]
+        assert snapshot["other"].open == 2
+        del counted
+
     def test_a_quiet_key_makes_room(self) -> None:
         """Beyond the limit a key counts under `other`, open requests too, until one has left."""
         clock = Clock()
