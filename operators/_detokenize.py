@@ -142,9 +142,7 @@ class _Answer:
 
     def rest(self) -> str:
         """Return the text of the incomplete rest, at the end of the answer."""
-        held = self._tokenizer.decode(self._held, self._skip) if self._held else ""
-        self._held.clear()
-        return held
+        return self._tokenizer.decode(self._held, self._skip)
 
 
 def _decoder(skip_special_tokens: bool) -> Callable[[Any, int], str | None]:

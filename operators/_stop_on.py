@@ -140,9 +140,6 @@ class _Search:
     def end_in(self, chunk: Any, answer: _Answer) -> Any:
         """Return *chunk* as a terminal if a sequence is complete in it, else None."""
         token_ids = chunk.token_ids
-        if not answer.state and self._table.starts.isdisjoint(token_ids):
-            answer.tokens += len(token_ids)
-            return None
         ignored = self.min_tokens - 1 - answer.tokens
         answer.state, read, found = self._table.read(answer.state, token_ids, ignored=ignored)
         answer.tokens += read

@@ -37,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         parser = _parser()
-        flags, has_separator, own_args = _split(sys.argv[1:] if argv is None else argv)
-        arguments = parser.parse_args(flags)
-        if has_separator:
+        argv = sys.argv[1:] if argv is None else argv
+        end = argv.index("--") if "--" in argv else len(argv)
+        arguments = parser.parse_args(argv[:end])
+        if end < len(argv):
             if not hasattr(arguments, "own_args"):
                 parser.error("--: this command takes no engine arguments")
-            arguments.own_args = own_args
+            arguments.own_args = argv[end + 1 :]
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except KeyboardInterrupt:
@@ -54,14 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(message, _BAD_USAGE)
     finally:
         _drop_unwritten()
-
-
-def _split(argv: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
-    """Return the arguments before ``--``, whether there is one, and those after it."""
-    if "--" not in argv:
-        return argv, False, ()
-    at = argv.index("--")
-    return argv[:at], True, argv[at + 1 :]
 
 
 def _complain(message: str, code: int) -> int:

@@ -17,6 +17,7 @@ from rx_backend.engine import (
     ChunkStream,
     EngineConfig,
     LLMEngine,
+    call_optional,
     is_engine,
     open_chunks,
     start_abort,
@@ -187,17 +188,17 @@ class CombinedEngine(LLMEngine):
 
     async def is_quiescent(self) -> bool:
         """Return whether all engines are quiescent."""
-        answers = [await _optional(engine, "is_quiescent", True) for engine in self._distinct]
+        answers = [await call_optional(engine, "is_quiescent", True) for engine in self._distinct]
         return all(answers)
 
     async def drain(self) -> None:
         """Finish the background work of all engines."""
         for engine in self._distinct:
-            await _optional(engine, "drain", None)
+            await call_optional(engine, "drain")
 
     async def health_check_payload(self) -> dict[str, Any] | None:
         """Return the first engine's payload."""
-        return await _optional(self.engines[0], "health_check_payload", None)
+        return await call_optional(self.engines[0], "health_check_payload")
 
     async def lost(self) -> str:
         """Wait until all engines are lost; return their reasons (row E7)."""
@@ -230,12 +231,6 @@ async def _counted(
         return
     finally:
         await close_quietly(chunks, "closing an engine's stream failed")
-
-
-async def _optional(engine: LLMEngine, name: str, default: Any) -> Any:
-    """Call a method that an engine need not have (row E5)."""
-    method = getattr(engine, name, None)
-    return default if method is None else await method()
 
 
 _WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)

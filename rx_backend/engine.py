@@ -26,6 +26,7 @@ __all__ = (
     "ChunkStream",
     "EngineConfig",
     "LLMEngine",
+    "call_optional",
     "check_config",
     "check_methods",
     "check_model_name",
@@ -181,6 +182,12 @@ def check_methods(engine: LLMEngine) -> None:
                 f"engine: {type(engine).__name__} has no method {name}: "
                 "derive it from LLMEngine, or add the method"
             )
+
+
+async def call_optional(engine: LLMEngine, name: str, default: Any = None) -> Any:
+    """Call a method that an engine need not have (row E5); return *default* without it."""
+    method = getattr(engine, name, None)
+    return default if method is None else await method()
 
 
 async def until_lost(engine: LLMEngine) -> str:

@@ -121,8 +121,8 @@ def _describe(function: Callable[..., object]) -> Description:
 def _check(where: str, hint: Any, value: object) -> None:
     if inspect.iscoroutinefunction(value) and _takes_no_async(hint):
         raise TypeError(f"{where}: expected a function that is not async, got {value!r}")
-    wanted = _alternatives(hint)
-    if wanted is None or any(_fits(each, value) for each in wanted):
+    wanted = _members(hint)
+    if not all(map(_can_be_checked, wanted)) or any(_fits(each, value) for each in wanted):
         return
     expected = " or ".join(dict.fromkeys(_described_type(each) for each in wanted))
     is_literal = any(typing.get_origin(each) is Literal for each in wanted)
@@ -130,12 +130,6 @@ def _check(where: str, hint: Any, value: object) -> None:
     has_bounds = any(map(_bounds, wanted))
     kind = ValueError if is_literal or (has_bounds and is_number) else TypeError
     raise kind(f"{where}: expected {expected}, got {value!r}")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...] | None:
-    """Return the allowed types; None if one of them can't be checked."""
-    members = _members(hint)
-    return members if all(map(_can_be_checked, members)) else None
 
 
 def _can_be_checked(hint: Any) -> bool:
@@ -153,7 +147,7 @@ def _bounds(hint: Any) -> list[AtLeast]:
 
 
 def _is_callable(hint: Any) -> bool:
-    return typing.get_origin(hint) is Callable or typing.get_origin(hint) is _CALLABLE
+    return typing.get_origin(hint) is Callable
 
 
 def _takes_no_async(hint: Any) -> bool:
@@ -183,8 +177,6 @@ def _fits(hint: Any, value: object) -> bool:
         return value in typing.get_args(hint)
     if _is_callable(hint):
         return callable(value)
-    if hint is type(None):
-        return value is None
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -202,7 +194,6 @@ def _described_type(hint: Any) -> str:
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-_CALLABLE: Any = typing.get_origin(Callable[..., Any])
 # No set: the type of ``*args: P.args`` can't be hashed.
 _SIMPLE: tuple[Any, ...] = (int, float, str, bool, type(None))
 _NAMES: Mapping[Any, str] = {

@@ -66,7 +66,7 @@ def slo(
 
     Args:
         ttft_ms: Target for the time to the first token, in ms; None for none. Includes the set-up
-            in a pipeline (row F2).
+            in a pipeline that records times (row F2).
         itl_ms: Target for the latency between tokens, in ms; None for none.
         windows: The windows to count in.
         key: The key to count under: a model, or a tuple such as model and tenant.
@@ -111,7 +111,7 @@ def slo(
 
     def end(failure: Exception | None, dropped: bool) -> None:
         reason = None if failure is not None else times.finish_reason
-        windows.closed(request, request.ended(reason, dropped=dropped and reason is None))
+        windows.closed(request, request.ended(reason, dropped=dropped))
 
     return Callbacks(note, on_end=end)
 
@@ -124,7 +124,6 @@ def _own_record(
         times = TokenTimes(windows.clock)
     else:
         times = TokenTimes(scope.clock, answers=scope.answers)
-        times.setup_ms = scope.times.setup_ms
     times.started = times.clock()
 
     def note(item: Any) -> Any:

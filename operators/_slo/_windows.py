@@ -58,7 +58,7 @@ class SloWindows:
             SloWindows, window_s=window_s, bucket_s=bucket_s, max_keys=max_keys, clock=clock
         )
         self._buckets_held = round(window_s / bucket_s)
-        if self._buckets_held < 1 or not math.isclose(self._buckets_held * bucket_s, window_s):
+        if not math.isclose(self._buckets_held * bucket_s, window_s):
             raise ValueError(
                 f"SloWindows: bucket_s: expected a divisor of window_s ({window_s} s), "
                 f"got {bucket_s} s"

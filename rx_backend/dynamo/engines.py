@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from rx_backend.context import RequestContext
 from rx_backend.dynamo.engine_context import EngineContext
-from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine, until_lost
+from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine, call_optional, until_lost
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import PreprocessedRequest, to_builtins
 
@@ -127,23 +127,19 @@ class _FromDynamo(LLMEngine):
         return self._engine.generate(to_builtins(request), EngineContext(context))
 
     async def cleanup(self) -> None:
-        await self._optional("cleanup")
+        await call_optional(self._engine, "cleanup")
 
     async def drain(self) -> None:
-        await self._optional("drain")
+        await call_optional(self._engine, "drain")
 
     async def is_quiescent(self) -> bool:
-        return bool(await self._optional("is_quiescent"))
+        return bool(await call_optional(self._engine, "is_quiescent"))
 
     async def health_check_payload(self) -> dict[str, Any] | None:
-        return await self._optional("health_check_payload")
+        return await call_optional(self._engine, "health_check_payload")
 
     async def lost(self) -> str:
         return await until_lost(self._engine)
-
-    async def _optional(self, name: str) -> Any:
-        method = getattr(self._engine, name, None)
-        return None if method is None else await method()
 
 
 class _AbortsFromDynamo(_FromDynamo):

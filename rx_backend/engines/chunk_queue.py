@@ -62,7 +62,7 @@ class ChunkQueue:
         self._max_ahead = max_ahead
         self._on_change = on_change
         self._box: Mailbox[LLMEngineOutput] = Mailbox()
-        self._unlisten: Callable[[], None] = _nothing
+        self._unlisten: Callable[[], None] = lambda: None
         self._taken = 0
         self._has_begun = False
         # The chunks still to be yielded once the request is stopped.
@@ -128,6 +128,3 @@ class ChunkQueue:
         self._taken += 1
         if was_full:
             self._on_change()
-
-
-def _nothing() -> None: ...

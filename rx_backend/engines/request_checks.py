@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
@@ -208,13 +208,9 @@ def _requested(request: PreprocessedRequest) -> Iterator[str]:
             name = f"{group}.{field}"
             value = getattr(options, field)
             if field == "unknown":
-                yield from _unknown(group, value)
+                yield from (f"{group}.{unknown}" for unknown in value or () if value[unknown])
             elif not _is_neutral(name, value):
                 yield name
-
-
-def _unknown(group: str, options: dict[str, Any] | None) -> Iterator[str]:
-    yield from (f"{group}.{name}" for name, value in (options or {}).items() if value)
 
 
 def _is_neutral(name: str, value: object) -> bool:

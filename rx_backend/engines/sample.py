@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 from rx_backend.checks import integer, number, text
@@ -116,7 +117,9 @@ class SampleEngine(LLMEngine):
                 if made == 0 and patient:
                     await asyncio.sleep(self._interval_s)
                 else:
-                    await _stop_or_time(context, due)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(due):
+                            await context.stopped()
                 if self._shut:
                     raise EngineShutdown("the engine was cleaned up")
                 if context.is_stopped and not (made == 0 and patient):
@@ -134,12 +137,3 @@ class SampleEngine(LLMEngine):
             self._live -= 1
             if not self._live:
                 self._idle.set()
-
-
-async def _stop_or_time(context: RequestContext, due: float) -> None:
-    """Wait until *due* on the loop's clock, or until the request is stopped."""
-    try:
-        async with asyncio.timeout_at(due):
-            await context.stopped()
-    except TimeoutError:
-        return

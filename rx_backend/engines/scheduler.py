@@ -8,8 +8,9 @@ increment of a counter, plus one future if its consumer waits.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from itertools import chain
 
@@ -41,8 +42,7 @@ class Scheduler:
         self._timing = timing
         self._max_batch = max_batch
         self._chunk = prefill_chunk_tokens
-        self._kv_limit = kv_tokens
-        self._kv_used = 0
+        self._kv_limit = math.inf if kv_tokens is None else kv_tokens
         self._waiting: deque[Sequence] = deque()
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
@@ -55,7 +55,7 @@ class Scheduler:
             waiting=len(self._waiting),
             prefilling=len(self._prefilling),
             decoding=len(self._decoding),
-            kv_tokens=self._kv_used,
+            kv_tokens=self._kv_used(),
         )
 
     @property
@@ -112,16 +112,18 @@ class Scheduler:
     def _admit(self) -> None:
         """Move sequences from the queue into the batch, oldest first, while there is room."""
         waiting = self._waiting
+        if not waiting:
+            return
         room = self._max_batch - len(self._prefilling) - len(self._decoding)
-        while waiting and room > 0:
-            sequence = waiting[0]
-            needed = self._kv_used + sequence.kv_tokens
-            if self._kv_limit is not None and needed > self._kv_limit:
-                return
-            waiting.popleft()
-            self._kv_used = needed
+        kv_room = self._kv_limit - self._kv_used()
+        while waiting and room > 0 and waiting[0].kv_tokens <= kv_room:
+            sequence = waiting.popleft()
             room -= 1
+            kv_room -= sequence.kv_tokens
             (self._prefilling if sequence.prompt_left else self._decoding).append(sequence)
+
+    def _kv_used(self) -> int:
+        return sum(sequence.kv_tokens for sequence in chain(self._prefilling, self._decoding))
 
     def _prefill(self) -> int:
         """Spend this step's prompt budget on the oldest prompts; return how much was spent."""
@@ -137,14 +139,16 @@ class Scheduler:
     def _deliver(self) -> None:
         """End a step: give each decoding sequence a token, and remove those that are done."""
         if self._prefilling:
-            self._advance_prefilled()
+            self._decoding += [each for each in self._prefilling if not each.prompt_left]
+            self._prefilling = [*_staying(each for each in self._prefilling if each.prompt_left)]
         if self._waiting:
-            self._waiting = deque(self._staying(self._waiting))
+            self._waiting = deque(_staying(self._waiting))
         over = False
         for sequence in self._decoding:
             made = sequence.output_tokens + 1
             if made == sequence.target or sequence.leaving or sequence.context.is_stopped:
-                over = self._settle(sequence, made) or over
+                _settle(sequence, made)
+                over = True
             else:
                 sequence.output_tokens = made
                 if sequence.waiter is not None:
@@ -152,46 +156,32 @@ class Scheduler:
         if over:
             self._decoding = [sequence for sequence in self._decoding if not sequence.ended]
 
-    def _settle(self, sequence: Sequence, made: int) -> bool:
-        """Settle the step of a sequence that may be over; return whether it is."""
-        if sequence.should_leave():
-            sequence.end()
-        elif made < sequence.target:
-            sequence.output_tokens = made
-            sequence.wake()
-            return False
-        elif sequence.failure is not None:
-            sequence.end(sequence.failure)
-        else:
-            sequence.output_tokens = made
-            sequence.end()
-        self._kv_used -= sequence.kv_tokens
-        return True
-
-    def _advance_prefilled(self) -> None:
-        """Move finished prompts to decoding, and remove sequences that were aborted or closed."""
-        still: list[Sequence] = []
-        for sequence in self._prefilling:
-            if not sequence.prompt_left:
-                self._decoding.append(sequence)
-            elif sequence.should_leave():
-                sequence.end()
-                self._kv_used -= sequence.kv_tokens
-            else:
-                still.append(sequence)
-        self._prefilling = still
-
-    def _staying(self, waiting: deque[Sequence]) -> Iterator[Sequence]:
-        for sequence in waiting:
-            if sequence.should_leave():
-                sequence.end()
-            else:
-                yield sequence
-
     def _end_all(self, error: Callable[[], BackendError]) -> None:
         for sequence in self._all():
             sequence.end(error())
         self._waiting.clear()
         self._prefilling.clear()
         self._decoding.clear()
-        self._kv_used = 0
+
+
+def _settle(sequence: Sequence, made: int) -> None:
+    """Settle the step of a sequence that may be over."""
+    if sequence.should_leave():
+        sequence.end()
+    elif made < sequence.target:
+        sequence.output_tokens = made
+        sequence.wake()
+    elif sequence.failure is not None:
+        sequence.end(sequence.failure)
+    else:
+        sequence.output_tokens = made
+        sequence.end()
+
+
+def _staying(sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+    """Yield those that stay; end those that were aborted, closed or stopped."""
+    for sequence in sequences:
+        if sequence.should_leave():
+            sequence.end()
+        else:
+            yield sequence

@@ -55,6 +55,7 @@ class Sequence:
         context: The request's context; a stop takes effect at the end of the step.
         prompt_left: Prompt tokens still to prefill; 0 if another worker did.
         target: The count of tokens at which the next step ends the sequence, or fails it.
+        failure: The error that it fails with instead of generating its last token.
         kv_tokens: KV-cache space that it reserves while in the batch, in tokens.
         patient: Whether a stop waits for the first token, as an earlier end would orphan the
             transfer from the prefill peer (row A4).
@@ -73,11 +74,6 @@ class Sequence:
     error: BackendError | None = None
     leaving: bool = False
     waiter: asyncio.Future[None] | None = None
-
-    def fail_after(self, tokens: int, error: BackendError) -> None:
-        """Make the sequence fail with *error* instead of generating the token after *tokens*."""
-        self.target = tokens + 1
-        self.failure = error
 
     def should_leave(self) -> bool:
         """Return whether the sequence was aborted, closed, or stopped by its client."""

@@ -231,8 +231,8 @@ class SimulatedEngine(LLMEngine):
         if not self._error_rate or draw.random() >= self._error_rate:
             return
         after = draw.randrange(wanted)
-        kind = draw.choice(_FAILURES)
-        sequence.fail_after(after, kind(f"simulated failure after {after} tokens"))
+        sequence.target = after + 1
+        sequence.failure = draw.choice(_FAILURES)(f"simulated failure after {after} tokens")
 
 
 def _shut_down() -> EngineShutdown:

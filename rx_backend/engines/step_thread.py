@@ -185,8 +185,7 @@ class StepThread:
         """End all open streams once the thread has ended."""
         for queue in self._open:
             queue.end(self._why_ended())
-        if not self._ended.done():
-            self._ended.set_result(None)
+        self._ended.set_result(None)
 
     # ------------------------------------------------------------------ in the thread
 

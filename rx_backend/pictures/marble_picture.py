@@ -131,7 +131,6 @@ def _needed(marks: Sequence[Mark]) -> float:
     """Return the length of a frame at which no two items touch."""
     halves: dict[float, float] = {}
     for mark in marks:
-        if mark.kind != "span":
-            half = item_width(mark.label) / 2 if mark.kind in BOXES else 0.08
-            halves[mark.at] = max(half, halves.get(mark.at, 0.0)) + (mark.kind in ENDS) * 0.1
+        half = item_width(mark.label) / 2 if mark.kind in BOXES else 0.08
+        halves[mark.at] = max(half, halves.get(mark.at, 0.0)) + (mark.kind in ENDS) * 0.1
     return max(((halves[a] + halves[b] + 0.06) / (b - a) for a, b in pairwise(halves)), default=0.0)

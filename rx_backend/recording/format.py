@@ -113,9 +113,7 @@ def _writable(value: Any) -> Any:
         return [_writable(item) for item in cast("Sequence[Any]", value)]
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value).items()
-        return {
-            _writable(key) if isinstance(key, str) else key: _writable(item) for key, item in items
-        }
+        return {_writable(key): _writable(item) for key, item in items}
     return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

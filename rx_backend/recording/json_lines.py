@@ -23,14 +23,14 @@ class NotJson(InvalidArgument):
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
     """
-    Yield each line of *file*; stop after the beginning of a line that is too long.
+    Yield the lines of *file*, and one that is too long for `decode_line` in parts.
 
     A byte order mark at the beginning, which editors on Windows write, is skipped.
     """
     line = file.readline(_MAX_BYTES + 1).removeprefix(BOM_UTF8)
     while line:
         yield line
-        line = file.readline(_MAX_BYTES + 1) if len(line) <= _MAX_BYTES else b""
+        line = file.readline(_MAX_BYTES + 1)
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -118,24 +118,20 @@ class ReplayEngine(LLMEngine):
         for timed in recording.chunks:
             await self._wait_until(start, timed.time_ms, context)
             if context.is_stopped:
-                for terminal in played.cancelled():
-                    yield terminal
-                return
+                break
             played.add(timed.chunk)
             yield _fresh(timed.chunk)
         end = recording.end
         if end is not None:
             await self._wait_until(start, end.time_ms, context)
-        if not played.open and (end is None or end.error is None):
-            return
         if context.is_stopped or (end is not None and end.outcome == "dropped"):
             for terminal in played.cancelled():
                 yield terminal
-        elif end is None:
+        elif end is not None and end.error is not None:
+            raise end.error
+        elif end is None and played.open:
             count = len(recording.chunks)
             raise StreamIncomplete(f"the recording is incomplete: it ends after {count} chunks")
-        elif end.error is not None:
-            raise end.error
 
     async def _wait_until(self, start: float, time_ms: float, context: RequestContext) -> None:
         """Wait until a recorded time, or until the request is stopped."""

@@ -98,7 +98,8 @@ class ReplayResult:
         requests: Figures of the requests that have ended, in the order of their ends.
         itl: Gaps between chunks with tokens, of all requests.
         tokens: Tokens received by the requests that have ended.
-        tokens_by_s: Chunks with tokens received in each second since the replay began.
+        tokens_by_s: Tokens received in each second since the replay began; a chunk with other
+            content counts as one.
         running: Requests in flight.
         duration_s: Seconds from the first arrival to the last end so far.
         stopped_by: Why the replay ended early: ``interrupt``, or an error's message; None if it did

@@ -17,7 +17,13 @@ from rx_backend.replay.report import Quantiles, format_table, summarize
 __all__ = ("ReplayChart",)
 
 _BLUE, _ORANGE = style.STRONG[0], style.STRONG[1]
-_OUTCOMES = {"completed": _BLUE, "cancelled": _ORANGE, "dropped": style.FAINT, "error": style.FAULT}
+_OUTCOMES = {
+    "completed": _BLUE,
+    "cancelled": _ORANGE,
+    "dropped": style.FAINT,
+    "error": style.FAULT,
+    "interrupted": style.STRONG[3],
+}
 _MOST_BINS, _FEW_TOKENS = 240, 10
 _LEAST_MS = 0.01
 """Where logarithmic scales begin: the smallest step of the figures."""

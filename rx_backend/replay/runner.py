@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager, suppress
@@ -16,7 +17,13 @@ from operators.authoring import has_content
 from rx_backend.adapter import EngineAdapter
 from rx_backend.checks import fraction, function, instance, integer
 from rx_backend.context import RequestContext
-from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods
+from rx_backend.engine import (
+    EngineConfig,
+    LLMEngine,
+    call_optional,
+    check_config,
+    check_methods,
+)
 from rx_backend.errors import BackendError, InvalidArgument, Unknown, as_backend_error
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.protocols import (
@@ -87,7 +94,7 @@ async def replay(
     draw, draw_prompt = random.Random(seed), random.Random(seed)  # noqa: S311  # no secrets
     token_ids = [0] if vocab_size is None else range(1, integer("vocab_size", vocab_size, low=2))
     clock = loop_clock(asyncio.get_running_loop())
-    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, clock=clock, record=record)
+    adapter = EngineAdapter(engine, pipeline=pipeline, tracer=tracer, record=record)
     result.planned = len(workload) if isinstance(workload, Sized) else None
     problem: InvalidArgument | None = None
     try:
@@ -121,7 +128,7 @@ async def replay(
             except InvalidArgument as error:
                 problem = error
         with _named(engine, "drain"):
-            await engine.drain()
+            await call_optional(engine, "drain")
     except BaseException:
         with suppress(Exception):  # only the first error is raised
             await engine.cleanup()
@@ -170,7 +177,7 @@ def _named(engine: LLMEngine, step: str) -> Generator[None]:
 
 def _cut(row: Request, context_length: int | None) -> Request:
     """Return *row* truncated to the context: at most half of that for the output."""
-    if not context_length or row.prompt_tokens + row.output_tokens <= context_length:
+    if not context_length:
         return row
     output = min(row.output_tokens, max(context_length // 2, 1))
     prompt = min(row.prompt_tokens, context_length - output)
@@ -180,15 +187,13 @@ def _cut(row: Request, context_length: int | None) -> Request:
 class _Plan(NamedTuple):
     """A client's action on its own request."""
 
-    after: int = -1
-    """After how many chunks with content; -1 for never."""
+    after: float = math.inf
+    """After how many tokens; a chunk with other content counts as one."""
     drop: bool = False
     """Whether to drop the stream; otherwise stop the request and continue reading."""
 
 
 def _plan(draw: random.Random, row: Request, cancel_rate: float, drop_rate: float) -> _Plan:
-    if not cancel_rate + drop_rate:
-        return _Plan()
     fate = draw.random()
     after = draw.randrange(row.output_tokens)
     if fate >= cancel_rate + drop_rate:
@@ -241,8 +246,8 @@ class _Client:
             raise
 
     async def _read(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> None:
-        seen, after = self._seen, self._plan.after
-        if after == 0 and self._leaves(stream):
+        seen, left = self._seen, self._plan.after
+        if left == 0 and self._leaves(stream):
             return
         async for item in stream:
             if not isinstance(cast("object", item), Annotated):
@@ -258,11 +263,12 @@ class _Client:
                 continue
             if has_content(chunk):
                 seen.record_content(len(chunk.token_ids))
+                left -= max(1, len(chunk.token_ids))
             reason = chunk.finish_reason
             if reason is not None:
                 seen.record_terminal(chunk)
                 self._end(reason.kind, "terminal" if reason.is_error else None)
-            elif len(seen.times) == after and self._leaves(stream):
+            elif left <= 0 and self._leaves(stream):
                 return
 
     def _leaves(self, stream: ResponseStream[Annotated[LLMEngineOutput]]) -> bool:
@@ -284,7 +290,8 @@ class _Client:
         result.running -= 1
         result.itl.add(gaps)
         result.tokens += tokens
-        result.tokens_by_s.update([int(time - began) for time in times])
+        for place, time in enumerate(times):
+            result.tokens_by_s[int(time - began)] += self._seen.sizes.get(place, 1)
         result.duration_s = ended - began
         result.requests.append(
             RequestFigures(

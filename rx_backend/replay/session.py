@@ -166,12 +166,8 @@ def _check(options: RunOptions) -> None:
         how = "with" if options.engine else "without"
         raise InvalidArgument(f"{', '.join(map(_flag, idle))}: no effect {how} --engine")
     integer("--vocab-size", _VOCAB if options.vocab_size is None else options.vocab_size, low=2)
-    if options.trace is None:
-        return
-    if options.synthetic:
+    if options.synthetic and options.trace is not None:
         raise InvalidArgument(f"--synthetic contradicts --trace: got {options.trace} too")
-    if options.trace.resolve() in {(options.out / file).resolve() for file in _FILES}:
-        raise InvalidArgument(f"--out contradicts --trace: {options.trace} is written to")
 
 
 def _given(options: RunOptions, names: Iterable[str]) -> dict[str, Any]:
@@ -218,6 +214,8 @@ class _Session:
             name = "synthetic, in the shape of the Azure conversation trace"
             rows = synthetic(limit, seed=options.seed) if limit else synthetic(seed=options.seed)
         else:
+            if Path(path).resolve() in {(options.out / file).resolve() for file in _FILES}:
+                raise InvalidArgument(f"--out contradicts the trace: {path} is written to")
             rows = self._trace = read_trace(path, limit=limit or None)
             name = f"{self._trace.format} trace {path}"
         arriving = at_speed(rows, options.speed)

@@ -143,10 +143,11 @@ class Trace(Iterator[Request]):
                 self.left_out += 1
 
     def _arrivals(self, rows: Iterator[_Row]) -> Iterator[Request]:
-        start_us = last_us = None
+        start_us: int | None = None
+        last_us = 0
         for row in rows:
             time_us = row.time_us
-            if start_us is None or last_us is None:
+            if start_us is None:
                 start_us = last_us = time_us
             if time_us < last_us:
                 raise self._error(

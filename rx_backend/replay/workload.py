@@ -142,7 +142,6 @@ _OUTPUT_TOKENS = tuple(
 
 
 def _from_quantiles(table: Sequence[tuple[float, int]], part: float) -> int:
-    for (low, least), (high, most) in pairwise(table):
-        if part <= high:
-            return round(least + (most - least) * (part - low) / (high - low))
-    return table[-1][1]
+    steps = (step for step in pairwise(table) if part <= step[1][0])
+    (low, least), (high, most) = next(steps)
+    return round(least + (most - least) * (part - low) / (high - low))

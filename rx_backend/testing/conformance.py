@@ -8,11 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Unpack
 
-from operators.assembly import check_arguments
+from operators.assembly import check_arguments, running_loop
 from rx_backend.testing.conformance_checks import Check, ConformanceOptions, EngineFactory
 from rx_backend.testing.conformance_report import ConformanceError, ConformanceReport, Rule
 from rx_backend.testing.conformance_stream import RELEASE_S
-from rx_backend.testing.virtual_run import is_loop_running
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
 __all__ = (
@@ -69,7 +68,7 @@ def run_conformance(
     True
     """
     check_arguments(run_conformance, factory, virtual=virtual, **options)
-    if is_loop_running():
+    if running_loop() is not None:
         raise RuntimeError(
             "an event loop is running in this thread: await check_engine(...) instead"
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from reactivex import Observable
 
-from operators.assembly import CHECKED, check_arguments
+from operators.assembly import CHECKED, check_arguments, running_loop
 from rx_backend.testing.marble_line import (
     SIGNS,
     Failure,
@@ -22,7 +22,7 @@ from rx_backend.testing.marble_line import (
 )
 from rx_backend.testing.marble_record import MarbleResult, Recorder, differences
 from rx_backend.testing.marble_source import EventLog, FrameClock, MarbleSource
-from rx_backend.testing.virtual_run import is_loop_running, run_virtual
+from rx_backend.testing.virtual_run import run_virtual
 
 __all__ = ("MarbleFailure", "MarbleMismatch", "Marbles", "assert_marbles")
 
@@ -173,7 +173,7 @@ class Marbles:
             finally:
                 recorder.close()
 
-        run_virtual(play(), in_thread=is_loop_running())
+        run_virtual(play(), in_thread=running_loop() is not None)
         events = recorder.log.events
         ended = any(event.kind != "next" for event in events)
         line = render_marbles(events, self.values, frames=0 if ended else frames)

@@ -14,7 +14,7 @@ from operators.assembly import CHECKED, check_arguments, running_loop
 from operators.authoring import AtLeast
 from rx_backend.testing.virtual_time import VirtualTimeLoop
 
-__all__ = ("is_loop_running", "run_virtual")
+__all__ = ("run_virtual",)
 
 T = TypeVar("T")
 
@@ -67,13 +67,8 @@ def run_virtual(
         return runner.run(coroutine)
 
 
-def is_loop_running() -> bool:
-    """Return whether an event loop runs in this thread."""
-    return running_loop() is not None
-
-
 def _check_no_loop_runs() -> None:
-    if is_loop_running():
+    if running_loop() is not None:
         raise RuntimeError(
             "run_virtual can't be called while an event loop runs in this thread; "
             "use in_thread=True, for example in a notebook"

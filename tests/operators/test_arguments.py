@@ -306,6 +306,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         "itl_statistic: expected 'mean' or 'p99', got 'max'",
     ),
     (lambda: our.slo(500, 50, windows=WINDOWS, key=None), "key: expected a str or a tuple of str"),
+    (lambda: our.slo(500, 50, windows=WINDOWS, key=()), "key: expected a str or a tuple of str"),
     (
         lambda: our.slo(500, 50, windows=WINDOWS, key=("m", 3)),
         "key: expected a str or a tuple of s",

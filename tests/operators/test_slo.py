@@ -32,7 +32,7 @@ from operators import (
     slo,
 )
 from operators._outcome import OutcomeTracker
-from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally
+from operators._slo._tally import ACCURACY, Key, LatencySketch, Tally, load_library
 from operators.authoring import AnyOperator, nearest_rank
 from rx_backend import (
     EngineAdapter,
@@ -97,11 +97,21 @@ def outcome(figures: SloFigures) -> str:
             id="no-itl-target",
         ),
         pytest.param([token(1), terminal()], {}, LATE_LATER, "good", id="one-token"),
+        pytest.param(
+            [token(1), terminal()],
+            {},
+            {"ttft_ms": None, "itl_ms": 1, "itl_by": "p99"},
+            "good",
+            id="one-token-by-p99",
+        ),
         pytest.param([handshake(), terminal()], {}, ON_TIME, "good", id="no-token"),
         pytest.param([terminal()], {}, LATE_FIRST, "slow", id="no-token-but-late"),
         pytest.param([token(1), terminal(reason=Broken())], {}, ON_TIME, "failed", id="says-error"),
         pytest.param([token(1)], {"error": LookupError()}, ON_TIME, "failed", id="error"),
         pytest.param([], {"error": LookupError()}, ON_TIME, "failed", id="error-at-once"),
+        pytest.param(
+            [token(1), terminal()], {"error": LookupError()}, ON_TIME, "failed", id="error-behind"
+        ),
         pytest.param([token(1)], {}, ON_TIME, "failed", id="no-terminal"),
         pytest.param([token(1), token(2)], {"take": 1}, ON_TIME, "cancelled", id="dropped"),
         pytest.param([token(1), token(2)], {"take": 1}, LATE_FIRST, "slow", id="dropped-late"),
@@ -149,6 +159,20 @@ def test_tokens_of_one_chunk_share_its_gap(
     assert figures.itl.count == 4
     assert figures.itl.p50_ms == pytest.approx(1000 / 3, rel=0.01)
     assert figures.itl.p99_ms == pytest.approx(1000, rel=0.01)
+
+
+def test_what_was_not_measured_has_no_figures(life: Life) -> None:
+    """A request without tokens has no latencies; text without token ids has those of its chunks."""
+    windows = ticking()
+    life([terminal()], slo(1000, 1000, windows=windows, key="none"))
+    texts = [LLMEngineOutput(text=text) for text in "abc"]
+    life([*texts, LLMEngineOutput.stop()], slo(1000, 1000, windows=windows, key="text"))
+    figures = windows.snapshot()
+    assert (figures["none"].ttft, figures["none"].itl) == (None, None)
+    ttft, itl = figures["text"].ttft, figures["text"].itl
+    assert ttft is not None
+    assert itl is not None
+    assert (ttft.count, itl.count) == (1, 2)
 
 
 def placed(counted: AnyOperator, before: str | None) -> Pipeline[Any]:
@@ -362,6 +386,15 @@ class TestKeys:
         assert len(snapshot) == 11
         assert snapshot["other"].requests > 0
 
+    def test_open_requests_share_the_limit_on_keys(self) -> None:
+        """A snapshot names no more keys than the windows hold, also of what has not ended."""
+        windows = SloWindows(max_keys=2)
+        counted = [slo(1, 1, windows=windows, key=key).start(None) for key in "abcd"]
+        snapshot = windows.snapshot()
+        assert sorted(figures.open for figures in snapshot.values()) == [1, 1, 2]
+        assert snapshot["other"].open == 2
+        del counted
+
     def test_an_idle_key_makes_room(self) -> None:
         """Beyond the limit a key counts under `other`, open requests too, until one has left."""
         clock = Clock()
@@ -517,6 +550,16 @@ class TestSnapshots:
         assert change[0] in data
         with pytest.raises(ValueError, match=re.escape(message)):
             LatencySketch.from_bytes(data.replace(*change))
+
+    @pytest.mark.parametrize("first", [-100_000, 100_000])
+    def test_a_sketch_of_impossible_latencies_is_refused(self, first: int) -> None:
+        """A store allocates all bins between two latencies."""
+        sketch = LatencySketch()
+        sketch.add([0.02])
+        message = load_library().pb.DDSketch.FromString(sketch.to_bytes())
+        message.positiveValues.contiguousBinIndexOffset = first
+        with pytest.raises(ValueError, match="expected counts of latencies between 1 ns"):
+            LatencySketch.from_bytes(message.SerializeToString())
 
     @given(st.data())
     def test_invalid_sketch_bytes_are_rejected(self, data: st.DataObject) -> None:

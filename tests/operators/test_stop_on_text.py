@@ -122,6 +122,21 @@ def test_there_is_no_stop_before_min_tokens(life: Life, kind: str, include: bool
     assert seen.items[-1].stop_reason == "#"
 
 
+def test_a_match_that_came_too_early_is_ignored_for_good(life: Life) -> None:
+    """Also while its text may still be the beginning of a longer match."""
+    source = [LLMEngineOutput(text=word) for word in "a#bcd"]
+    seen = life(source, stop_on_text(["#", "xxxx"], min_tokens=3, include=True))
+    assert (text_of(seen.items), seen.end) == ("a#bcd", "completed")
+
+
+def test_tokens_without_text_count_for_min_tokens(life: Life) -> None:
+    """They come out as they are."""
+    source = [LLMEngineOutput([1]), LLMEngineOutput([2]), LLMEngineOutput([3], text="#")]
+    seen = life(source, stop_on_text("#", min_tokens=3))
+    assert list(map(id, seen.items[:2])) == list(map(id, source[:2]))
+    assert seen.items[-1].stop_reason == "#"
+
+
 def test_tokens_and_log_probs_are_cut_with_their_text(life: Life) -> None:
     """A token goes with the first character of its text; the terminal keeps what is beside it."""
     chunk = LLMEngineOutput(

@@ -12,6 +12,7 @@ from reactivex.subject import Subject
 
 from operators.authoring import Stage, TextTail, hold_back, operator
 from rx_backend import FinishReason, LLMEngineOutput
+from rx_backend.protocols import usage
 from tests.examples import examples
 from tests.operators._help import Life, pushed, watch
 from tests.operators.test_stop_on_text import chunks_of, ids_of, text_of
@@ -229,3 +230,54 @@ def test_a_token_goes_with_its_first_character(
         assert tail.tokens_before(0) == before == sum(start < place for start in starts[:-1])
     rest = [each for chunk in tail.rest() for each in chunk.token_ids]
     assert rest == [number for number, start in enumerate(starts[:-1]) if start >= place]
+
+
+def tail_of(chunk: LLMEngineOutput) -> TextTail:
+    tail = TextTail()
+    tail.add(chunk)
+    return tail
+
+
+def test_the_end_of_a_cut_terminal_goes_with_its_last_part() -> None:
+    """Its reason and usage are not given out before the rest of its text."""
+    chunk = LLMEngineOutput([1, 2], tokens=["a", "b"], text="ab", stop_reason=2)
+    chunk.finish_reason, chunk.completion_usage = FinishReason.STOP, usage(1, 2)
+    tail = tail_of(chunk)
+    assert tail.begun("bc") == 0
+    assert tail.take(1) == [LLMEngineOutput([1], tokens=["a"], text="a")]
+    (last,) = tail.rest()
+    assert (last.token_ids, last.text, last.stop_reason) == ([2], "b", 2)
+    assert (last.finish_reason, last.completion_usage) == (FinishReason.STOP, usage(1, 2))
+
+
+def test_tokens_whose_texts_are_not_the_chunks_text_stay_with_its_beginning() -> None:
+    """There is no place to cut between them."""
+    tail = tail_of(LLMEngineOutput([1, 2], tokens=["a", "x"], text="ab"))
+    assert [chunk.token_ids for chunk in (*tail.take(1), *tail.rest())] == [[1, 2], []]
+
+
+def test_a_whole_chunk_keeps_a_token_without_text() -> None:
+    """A special token at its end has no text to go with."""
+    tail = tail_of(LLMEngineOutput([1, 2], tokens=["a", ""], text="a"))
+    (last,) = tail.end(1)
+    assert (last.token_ids, last.finish_reason) == ([1, 2], FinishReason.STOP)
+
+
+def test_a_step_is_called_for_text_and_once_at_the_end() -> None:
+    """Not for chunks without text while nothing is held, nor for an answer that holds nothing."""
+    calls: list[tuple[str, bool]] = []
+
+    @operator
+    def noting() -> Stage[Any, Any]:
+        def step(tail: TextTail) -> list[Any]:
+            calls.append((tail.text, tail.is_last))
+            return tail.take_all_but(tail.begun("bc"))
+
+        yield from hold_back(step)
+
+    source = [LLMEngineOutput([1]), *(LLMEngineOutput(text=text) for text in "ab")]
+    assert pushed(source, noting()).items == source
+    assert calls == [("a", False), ("b", False), ("b", True)]
+    calls.clear()
+    assert pushed(source[:2], noting()).items == source[:2]
+    assert calls == [("a", False)]

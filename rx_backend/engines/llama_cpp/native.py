@@ -41,11 +41,10 @@ class Model:
         llama = self._llama = library()
         params = llama.model_default_params()
         params.n_gpu_layers = gpu_layers
-        self.handle: int | None = None
         if not Path(path).is_file():
             found = "a folder" if Path(path).is_dir() else "nothing there"
             raise InvalidArgument(f"model_path: expected a GGUF file, got {path}: {found}")
-        self.handle = llama.model_load_from_file(str(path).encode(), params)
+        self.handle: int | None = llama.model_load_from_file(str(path).encode(), params)
         if self.handle is None:
             raise InvalidArgument(
                 f"model_path: expected a GGUF file that llama.cpp can load, got {path}"

@@ -115,9 +115,8 @@ class LlamaCppScheduler:
     def _add(self, answer: Answer) -> int | None:
         """Add a sequence's next tokens to the batch; return the row of its logits, if computed."""
         if answer.is_reading:
-            room = self._cache.batch_room
-            tokens = answer.prompt[answer.computed : answer.computed + room]
-            if not tokens or not room:
+            tokens = answer.prompt[answer.computed : answer.computed + self._cache.batch_room]
+            if not tokens:
                 return None
         else:
             tokens = [answer.last]

@@ -28,13 +28,14 @@ from rx_backend import (
     RequestContext,
     Unknown,
 )
+from rx_backend.engines.chunk_queue import ChunkQueue
 from rx_backend.engines.in_thread import iterate_in_thread
 from rx_backend.engines.inbox import ThreadInbox
 from rx_backend.engines.step_sequence import StepSequence
 from rx_backend.engines.step_thread import StepThread
 from rx_backend.protocols import SamplingOptions, StopConditions, usage
 from rx_backend.testing import run_conformance
-from tests.engines import real_time
+from tests.engines import real_time, virtual
 
 REQUEST = PreprocessedRequest(token_ids=[1, 2, 3])
 LONG_S = 10.0
@@ -291,6 +292,32 @@ async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException)
         threading.Thread(target=inbox.end, args=(leaving,)).start()
         with pytest.raises(Unknown, match=type(leaving).__name__):
             await anext(aiter(inbox))
+
+
+@pytest.mark.rows("E4")
+@virtual
+async def test_a_stop_wakes_the_producer_of_who_does_not_read() -> None:
+    """A thread that sleeps behind a full queue frees the place of a stopped request."""
+    context, changes = RequestContext(), list[str]()
+    queue = ChunkQueue(REQUEST, context, ahead=1, on_change=lambda: changes.append("change"))
+    with queue:
+        context.stop_generating()
+        await asyncio.sleep(0)
+        assert changes == ["change"]
+
+
+@virtual
+async def test_a_queue_that_was_left_holds_nothing() -> None:
+    """Neither chunks nor a place among those who hear of the request's stop."""
+    context, changes = RequestContext(), list[str]()
+    queue = ChunkQueue(REQUEST, context, ahead=4, on_change=lambda: changes.append("change"))
+    with queue:
+        queue.receive(LLMEngineOutput.token(1))
+    queue.receive(LLMEngineOutput.token(2))
+    assert [chunk async for chunk in queue] == []
+    context.stop_generating()
+    await asyncio.sleep(0)
+    assert changes == ["change"]
 
 
 @real_time

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rx_backend.errors import Disconnected, InvalidArgument, Unknown
 from rx_backend.protocols import FinishReason, LLMEngineOutput, TopLogprob, convert_output
@@ -100,12 +101,13 @@ def test_log_probabilities_may_be_infinite(tmp_path: Path) -> None:
         [7], cum_log_probs=-math.inf, log_probs=[math.inf, -1.0], top_logprobs=[[top]]
     )
     nan = LLMEngineOutput([8], cum_log_probs=math.nan)
-    write_recording(
-        Recording(chunks=[TimedChunk(1.0, chunk), TimedChunk(2.0, nan)]), tmp_path / "a.jsonl"
-    )
-    first, second = read_recording(tmp_path / "a.jsonl").chunks
-    assert first.chunk == chunk
-    assert math.isnan(second.chunk.cum_log_probs or 0.0)
+    infinite = LLMEngineOutput([7], log_probs=[math.inf])
+    likeliest = LLMEngineOutput([7], top_logprobs=[[replace(top, logprob=math.inf)]])
+    chunks = [TimedChunk(1.0, each) for each in (nan, chunk, infinite, likeliest)]
+    write_recording(Recording(chunks=chunks), tmp_path / "a.jsonl")
+    first, *others = read_recording(tmp_path / "a.jsonl").chunks
+    assert math.isnan(first.chunk.cum_log_probs or 0.0)
+    assert [each.chunk for each in others] == [chunk, infinite, likeliest]
     chunk.log_probs, chunk.cum_log_probs = [-math.inf, -1.0], None
     assert decode_output(encode(chunk)) == chunk
     assert decode_output('{"log_probs": null, "cum_log_probs": null}') == LLMEngineOutput()
@@ -152,6 +154,7 @@ def test_a_file_cut_anywhere_reads_up_to_the_cut(tmp_path: Path) -> None:
         (["[]"], 1, "$: expected object, got array"),
         (['{"time_ms":1,"chunk":{}}'], 1, "expected the header"),
         (['{"format":"rx-backend-recording"}'], 1, "expected the header"),
+        (['{"format":"another","version":1}'], 1, "expected the header"),
         ([HEADER.replace("1}", '2,"model":7}')], 1, "$.version: expected at most 1, got 2"),
         ([HEADER.replace("}", ',"model":7}')], 1, "$.model: expected str | null, got int"),
         ([HEADER, "nonsense"], 2, "expected a JSON object"),

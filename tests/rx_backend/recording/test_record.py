@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from reactivex import operators as ops
 
 from operators import fuse
 from operators.authoring import Stage, operator
@@ -25,6 +26,7 @@ from rx_backend.recording import (
     Recording,
     ReplayEngine,
     TimedChunk,
+    read_recording,
     read_recordings,
     record,
     recorder,
@@ -317,6 +319,50 @@ async def test_a_chunk_that_json_cannot_hold_ends_the_recording(tmp_path: Path) 
     assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["recording failed"]
     recording = the_one_in(tmp_path)
     assert (recording.token_ids, recording.end) == ([1], None)
+    assert (tmp_path / "r1.jsonl").read_bytes().endswith(b"}\n")
+    with capture_logs() as logs, disk_with(0):
+        await collect(await recording_stream(engine, tmp_path / "full"))
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["recording failed"]
+
+
+@pytest.mark.parametrize(("free_bytes", "kept"), [(0, []), (180, [[1]])])
+@virtual
+async def test_after_a_full_disk_nothing_more_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, kept: list[list[int]]
+) -> None:
+    """Not even if there is room again: the chunks that were not written would be missing."""
+    monkeypatch.setattr(stream_recorder, "_BUFFER_BYTES", 0)
+    stream = await recording_stream(ScriptedEngine(token(1), token(2), stop()), tmp_path)
+    with capture_logs(), disk_with(free_bytes):
+        await anext(stream)
+        await anext(stream)
+    assert len(await collect(stream)) == 1
+    assert [read_recording(tmp_path / name).token_ids for name in names_in(tmp_path)] == kept
+
+
+@virtual
+async def test_a_prompt_that_json_cannot_hold_costs_only_the_recording(tmp_path: Path) -> None:
+    """The header can't be written, and so nothing is."""
+    asked = replace(request(), token_ids=[object()])
+    engine = ScriptedEngine(token(1), stop())
+    with capture_logs() as logs:
+        stream = await recording_stream(engine, tmp_path, asked=asked, prompts=True)
+        assert len(await collect(stream)) == 2
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["recording failed"]
+    assert names_in(tmp_path) == []
+
+
+@virtual
+async def test_an_error_item_without_a_typed_error_is_recorded(tmp_path: Path) -> None:
+    """By its comment; and the folder is made, with those above it."""
+    folder = tmp_path / "runs" / "today"
+    failed = Annotated[LLMEngineOutput](event="error", comment=["no", "more"])
+    pipeline = standard_pipeline.with_operators(ops.map(lambda _: failed), record(folder))
+    adapter = adapter_of(ScriptedEngine(token(1), stop()), pipeline=pipeline)
+    await collect(await adapter.generate(request()))
+    end = the_one_in(folder).end
+    assert end is not None
+    assert (end.how, end.error_kind, end.message) == ("error", "Unknown", "no; more")
 
 
 # One file a stream.

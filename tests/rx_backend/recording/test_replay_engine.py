@@ -71,10 +71,12 @@ async def test_a_replay_without_waits_yields_to_other_tasks() -> None:
 
 
 def test_how_a_stream_ends(tmp_path: Path) -> None:
-    """Dropped, cut short, without a terminal, and with an error of an unknown kind."""
+    """Dropped, cut short before or after the terminal, without one, and with an unknown error."""
     seen = played(recorded(5.0, 6.0, end=Ending(9.0, "dropped")))
     assert seen.times_ms == pytest.approx([5.0, 6.0, 9.0])
     assert (seen.reason, seen.counted) == ("cancelled", (4, 2))
+    seen = played(replace(recorded(5.0, 6.0), end=None))
+    assert (seen.token_ids, seen.reason, seen.error) == ([1, 2], "stop", None)
     (tmp_path / "cut.jsonl").write_bytes(GOLDEN.read_bytes()[:300])
     seen = run_virtual(consume(ReplayEngine(tmp_path / "cut.jsonl"), request()))
     assert (seen.token_ids, type(seen.error)) == ([7], StreamIncomplete)

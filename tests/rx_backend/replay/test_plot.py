@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from rx_backend.engines import SimulatedEngine
@@ -59,6 +60,9 @@ def test_panels_show_the_figures() -> None:
     outcomes = {dots.get_label(): len(dots.get_offsets()) for dots in ttft.collections}
     assert sum(outcomes.values()) == len(timed)
     assert outcomes["error"] == sum(row.outcome == "error" for row in timed)
+    scales = [(panel.get_xscale(), panel.get_yscale()) for panel in panels]
+    logarithmic = {ttft_shares: ("log", "linear"), itl: ("log", "linear"), ttft: ("linear", "log")}
+    assert scales == [logarithmic.get(panel, ("linear", "linear")) for panel in panels]
     line, *marks = ttft_shares.lines
     summary = summarize(result)
     assert line.get_xdata()[-1] == pytest.approx(summary.ttft_ms.max)
@@ -73,6 +77,17 @@ def test_panels_show_the_figures() -> None:
     ]
     assert sorted(points[:, 1]) == pytest.approx(sorted(slow))
     assert points[:, 0].min() >= 1
+
+
+@pytest.mark.timeout(60)
+def test_interrupted_requests_are_not_shown_as_completed() -> None:
+    """The legend has the outcomes of the requests that had a token, in one colour each."""
+    rows = results()["busy"].requests
+    first = next(row for row in rows if row.outcome == "length")
+    result = ReplayResult()
+    result.requests = [first, replace(first, outcome="interrupted")]
+    legend = ReplayChart(result, title="").figure().legends[0]
+    assert [text.get_text() for text in legend.texts] == ["completed", "interrupted"]
 
 
 @pytest.mark.timeout(60)

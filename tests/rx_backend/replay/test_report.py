@@ -14,6 +14,7 @@ from rx_backend.engines import SampleEngine, SimulatedEngine
 from rx_backend.errors import InvalidArgument
 from rx_backend.replay import (
     LatencyCounts,
+    Quantiles,
     ReplayResult,
     Request,
     RequestFigures,
@@ -76,6 +77,16 @@ def test_summary_counts_each_outcome_once() -> None:
     assert (summary.cancelled, summary.dropped, summary.errors) == (1, 2, {"Unknown": 2})
     assert (summary.tokens, summary.tokens_per_s, summary.requests_per_s) == (9000, 4500, 4.5)
     assert (summary.ttft_ms.p50, summary.ttft_ms.max, summary.itl_ms.p99) == (10, 10, None)
+
+
+@pytest.mark.rows("F4")
+def test_each_quantile_of_a_summary_is_the_one_it_is_named_after() -> None:
+    """That of the requests' TTFTs, and of the gaps of all requests."""
+    result = ReplayResult()
+    result.requests = [figures("length", float(ms)) for ms in range(100, 0, -1)]
+    result.itl.add([ms * 100 for ms in range(1, 101)])
+    summary = summarize(result)
+    assert summary.ttft_ms == summary.itl_ms == Quantiles(p50=51.0, p90=90.0, p99=99.0, max=100.0)
 
 
 def test_table() -> None:

@@ -6,7 +6,8 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,7 @@ from rx_backend.protocols import (
 from rx_backend.replay import ReplayResult, Request, at_speed, replay, synthetic
 from rx_backend.testing import run_virtual
 from tests.engines import ScriptedEngine, virtual
+from tests.engines.broken import DuckEngine
 from tests.spans import Spans
 
 
@@ -173,6 +175,18 @@ def test_content_without_token_ids_is_measured_too(
     left = run_virtual(replay([Request(0, 1, 4)] * 20, engine, drop_rate=1)).requests
     assert {row.outcome for row in left} == {"dropped"}
     assert {row.ttft_ms for row in left} == {None, 500}
+
+
+@pytest.mark.rows("F5")
+def test_each_token_of_a_chunk_counts() -> None:
+    """Tokens per second, and the tokens after which clients stop or leave, are no chunks."""
+    script = [step for _ in range(4) for step in (0.5, LLMEngineOutput([7] * 5))]
+    engine = ScriptedEngine(*script, LLMEngineOutput.length())
+    result = run_virtual(replay([Request(0, 1, 20)], engine))
+    assert (result.tokens, result.tokens_by_s) == (20, {0: 5, 1: 10, 2: 5})
+    left = run_virtual(replay([Request(0, 1, 15)] * 20, engine, drop_rate=1)).requests
+    assert {row.outcome for row in left} == {"dropped"}
+    assert {row.tokens for row in left} == {0, 5, 10, 15}
 
 
 class OperatorBug(Exception):
@@ -426,3 +440,20 @@ def test_a_failing_engine_is_named(steps: list[str], message: str) -> None:
     with pytest.raises(Unknown, match=message):
         run_virtual(replay([Request(0, 1, 2)], Failing(*steps), result=result))
     assert len(result.requests) == (steps[0] in {"drain", "cleanup"})
+
+
+@pytest.mark.rows("E1", "E5")
+def test_an_engine_without_a_required_method_is_not_started() -> None:
+    """It could not be cleaned up."""
+    started: list[int] = []
+    engine: Any = SimpleNamespace(start=started.append, generate=SampleEngine().generate)
+    with pytest.raises(InvalidArgument, match="engine: SimpleNamespace has no method cleanup"):
+        run_virtual(replay([Request(0, 1, 2)], engine))
+    assert started == []
+
+
+@pytest.mark.rows("E5")
+def test_an_engine_without_optional_methods_is_replayed() -> None:
+    """It needs no base class, and no `drain`."""
+    result = run_virtual(replay([Request(0, 1, 2)], cast("Any", DuckEngine())))
+    assert [row.error for row in result.requests] == [None]

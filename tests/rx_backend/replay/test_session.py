@@ -131,7 +131,7 @@ def test_a_chart_at_the_slowest_speed(folder: Path, monkeypatch: pytest.MonkeyPa
         ({"trace": Path("t.csv"), "synthetic": True}, "--synthetic contradicts --trace"),
         (
             {"trace": Path("x", "..", "requests.jsonl"), "out": Path()},
-            "--out contradicts --trace",
+            "--out contradicts the trace",
         ),
         ({"cancel_rate": 0.6, "drop_rate": 0.6}, "--cancel-rate and --drop-rate must not sum"),
         ({"limit": -1}, "--limit: expected"),
@@ -146,6 +146,14 @@ def test_bad_options_are_named(folder: Path, options: dict[str, object], complai
     with pytest.raises(InvalidArgument, match=complaint):
         quiet(**options)
     assert [path.name for path in folder.iterdir()] == ["requests.jsonl"]
+    assert (folder / "requests.jsonl").read_text() == TRACE
+
+
+def test_the_default_trace_is_not_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that name in the output folder would be removed before the run."""
+    monkeypatch.setenv(TRACE_VARIABLE, str(put_trace(folder / "requests.jsonl")))
+    with pytest.raises(InvalidArgument, match="--out contradicts the trace"):
+        quiet(out=folder)
     assert (folder / "requests.jsonl").read_text() == TRACE
 
 

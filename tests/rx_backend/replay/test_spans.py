@@ -12,6 +12,7 @@ from rx_backend.engines import SampleEngine
 from rx_backend.replay import Request, replay
 from rx_backend.replay.spans import span_lines
 from rx_backend.testing import run_virtual
+from tests.spans import Spans
 
 
 @pytest.mark.rows("P7")
@@ -45,3 +46,12 @@ def test_spans_inside_name_their_parent(tmp_path: Path) -> None:
     inner, outer = map(json.loads, (tmp_path / "spans.jsonl").read_text().splitlines())
     assert inner["parent_id"] == outer["span_id"]
     assert inner["duration_ms"] == 0
+
+
+def test_spans_of_a_provider_are_exported_too(tmp_path: Path, spans: Spans) -> None:
+    """As with `--otlp`."""
+    with span_lines(tmp_path / "spans.jsonl", lambda: 1.0, spans.provider) as tracer:
+        tracer.start_span("one").end()
+    assert [span.name for span in spans.finished] == ["one"]
+    (line,) = map(json.loads, (tmp_path / "spans.jsonl").read_text().splitlines())
+    assert line["name"] == "one"
