@@ -100,7 +100,7 @@ def outcome(figures: SloFigures) -> str:
         pytest.param(
             [token(1), terminal()],
             {},
-            {"ttft_ms": None, "itl_ms": 1, "itl_by": "p99"},
+            {"ttft_ms": None, "itl_ms": 1, "itl_statistic": "p99"},
             "good",
             id="one-token-by-p99",
         ),

@@ -243,7 +243,7 @@ def test_the_end_of_a_cut_terminal_goes_with_its_last_part() -> None:
     chunk = LLMEngineOutput([1, 2], tokens=["a", "b"], text="ab", stop_reason=2)
     chunk.finish_reason, chunk.completion_usage = FinishReason.STOP, usage(1, 2)
     tail = tail_of(chunk)
-    assert tail.begun("bc") == 0
+    assert tail.partial_match("bc") == 0
     assert tail.take(1) == [LLMEngineOutput([1], tokens=["a"], text="a")]
     (last,) = tail.rest()
     assert (last.token_ids, last.text, last.stop_reason) == ([2], "b", 2)
@@ -271,7 +271,7 @@ def test_a_step_is_called_for_text_and_once_at_the_end() -> None:
     def noting() -> Stage[Any, Any]:
         def step(tail: TextTail) -> list[Any]:
             calls.append((tail.text, tail.is_last))
-            return tail.take_all_but(tail.begun("bc"))
+            return tail.take_all_but(tail.partial_match("bc"))
 
         yield from hold_back(step)
 

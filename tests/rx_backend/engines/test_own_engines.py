@@ -299,7 +299,7 @@ async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException)
 async def test_a_stop_wakes_the_producer_of_who_does_not_read() -> None:
     """A thread that sleeps behind a full queue frees the place of a stopped request."""
     context, changes = RequestContext(), list[str]()
-    queue = ChunkQueue(REQUEST, context, ahead=1, on_change=lambda: changes.append("change"))
+    queue = ChunkQueue(REQUEST, context, max_ahead=1, on_change=lambda: changes.append("change"))
     with queue:
         context.stop_generating()
         await asyncio.sleep(0)
@@ -310,7 +310,7 @@ async def test_a_stop_wakes_the_producer_of_who_does_not_read() -> None:
 async def test_a_queue_that_was_left_holds_nothing() -> None:
     """Neither chunks nor a place among those who hear of the request's stop."""
     context, changes = RequestContext(), list[str]()
-    queue = ChunkQueue(REQUEST, context, ahead=4, on_change=lambda: changes.append("change"))
+    queue = ChunkQueue(REQUEST, context, max_ahead=4, on_change=lambda: changes.append("change"))
     with queue:
         queue.receive(LLMEngineOutput.token(1))
     queue.receive(LLMEngineOutput.token(2))

@@ -362,7 +362,7 @@ async def test_an_error_item_without_a_typed_error_is_recorded(tmp_path: Path) -
     await collect(await adapter.generate(request()))
     end = the_one_in(folder).end
     assert end is not None
-    assert (end.how, end.error_kind, end.message) == ("error", "Unknown", "no; more")
+    assert (end.outcome, end.error_kind, end.message) == ("error", "Unknown", "no; more")
 
 
 # One file a stream.
