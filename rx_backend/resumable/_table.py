@@ -113,8 +113,7 @@ class StreamTable:
 
     def release(self, held: HeldStream) -> None:
         """Close and forget *held*, which can be found again; called by the stream."""
-        if self._running.get(held.id) is held:
-            del self._running[held.id]
+        del self._running[held.id]
         self.discard(held, Cancelled("the stream was left"))
 
     def discard(self, held: HeldStream, error: BackendError) -> asyncio.Task[None]:

@@ -34,6 +34,7 @@ class Elsewhere(OpenedStream):
         self._is_closed = False
 
     async def head(self) -> int:
+        await asyncio.sleep(self._source.head_s)
         return len(self._source.answer)
 
     def stop(self) -> None:
@@ -41,6 +42,7 @@ class Elsewhere(OpenedStream):
 
     async def aclose(self) -> None:
         await super().aclose()
+        await asyncio.sleep(self._source.close_s)
         if not self._is_closed:
             self._is_closed = True
             self._source.opened -= 1
@@ -49,9 +51,12 @@ class Elsewhere(OpenedStream):
 class Recorded:
     """A source with one answer, that of the stream ``known`` of ``ann``."""
 
-    def __init__(self, count: int, *, has_ended: bool) -> None:
+    def __init__(
+        self, count: int, *, has_ended: bool, head_s: float = 0, close_s: float = 0
+    ) -> None:
         self.answer = [Annotated(LLMEngineOutput([n])) for n in range(count)]
         self.has_ended = has_ended
+        self.head_s, self.close_s = head_s, close_s
         self.opened = self.stops = self.finds = 0
 
     async def start(
@@ -121,13 +126,40 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
 
 
 @virtual
-async def test_what_can_not_be_read_is_released_at_once() -> None:
+async def test_a_stream_that_is_being_released_is_found_again() -> None:
+    """However long its release takes, a client that comes meanwhile gets the rest."""
+    source = Recorded(50, has_ended=False, close_s=5)
+    async with ResumableStreams(source, linger_s=0) as streams:
+        await leave_after(await streams.resume("known", 30, owner="ann"), 1)
+        await turns()
+        async with await streams.resume("known", 40, owner="ann") as reader:
+            assert told(await collect(reader, 1))[0] == 40
+            assert source.opened == 2
+            await asyncio.sleep(10)
+            assert (len(streams), source.opened) == (1, 1)
+
+
+@virtual
+async def test_a_stream_is_not_left_while_a_position_is_looked_up() -> None:
+    """The time without readers is over before the source knows how far the answer is."""
+    source = Recorded(50, has_ended=False, head_s=3)
+    async with ResumableStreams(source, max_ahead=0, linger_s=2) as streams:
+        await leave_after(await streams.resume("known", owner="ann"), 1)
+        await asyncio.sleep(1)
+        async with await streams.resume("known", 50, owner="ann") as reader:
+            assert (reader.position, source.finds) == (50, 1)
+
+
+@virtual
+async def test_what_can_not_be_read_is_released() -> None:
     """A position of the future, somebody else's stream, a stream for which there is no room."""
     source = Recorded(5, has_ended=False)
     async with ResumableStreams(source, max_streams=1) as streams:
         with pytest.raises(PositionUnknown):
             await streams.resume("known", 6, owner="ann")
-        await turns()
+        assert (len(streams), source.opened) == (1, 1)
+        await asyncio.sleep(31)
+        assert (len(streams), source.opened) == (0, 0)
         with pytest.raises(StreamNotFound):
             await streams.resume("known", owner="eve")
         with pytest.raises(StreamNotFound):
