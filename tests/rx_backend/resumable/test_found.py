@@ -216,6 +216,18 @@ async def test_a_stream_elsewhere_is_stopped_there() -> None:
 
 
 @virtual
+async def test_a_stream_that_is_to_be_stopped_while_all_is_closed() -> None:
+    """Is stopped where it runs before the close has ended."""
+    source = Recorded(3, has_ended=False)
+    streams = ResumableStreams(source)
+    stopping = asyncio.create_task(streams.stop("known", owner="ann"))
+    await turns()
+    await streams.aclose()
+    assert (source.stops, source.opened) == (1, 0)
+    await stopping
+
+
+@virtual
 async def test_a_stream_that_is_looked_for_while_all_is_closed() -> None:
     """Is waited for, and not held."""
     source = Recorded(3, has_ended=True)

@@ -307,6 +307,8 @@ async def test_positions_that_are_none() -> None:
                 await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="id: expected a string, got 5"):
             await streams.resume(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="id: expected a string, got 6"):
+            await streams.stop(6)  # type: ignore[arg-type]
         await reader.aclose()
 
 
