@@ -68,7 +68,7 @@ class HeldStream:
     def waits_for(self) -> str | None:
         """The limit at which the engine waits for a reader, if it does."""
         log, options = self.log, self._options
-        if self._opened is None or log.head == log.delivered:
+        if log.head == log.delivered:
             return None
         if log.held_bytes >= options.max_bytes:
             return "max_bytes"
@@ -84,15 +84,11 @@ class HeldStream:
         if self._opened is not None:
             self._opened.shut_down()
 
-    def close(self, error: BackendError) -> None:
+    async def aclose(self, error: BackendError) -> None:
         """Drop an answer that has not ended; its readers get *error* after the held items."""
-        if self._opened is not None and self.cut_off is None:
-            self.cut_off = error
-        self.shared.close()
-
-    async def wait_closed(self) -> None:
-        """Wait until everything is released, after :meth:`close`."""
         opened = self._opened
+        if opened is not None and self.cut_off is None:
+            self.cut_off = error
         await self.shared.aclose()
         if opened is not None:
             # A stream that was never pulled has not released itself.

@@ -67,6 +67,19 @@ async def test_what_is_held_is_measured() -> None:
     assert bounds_of(meters) == {}
 
 
+@virtual
+async def test_a_stream_whose_reader_waits_for_the_engine_does_not_wait() -> None:
+    """Even if it may never be ahead of its reader."""
+    meters = Meters()
+    adapter, _ = adapter_of(*words(2, 10.0), stop())
+    async with ResumableStreams(adapter, meter_provider=meters.provider, max_ahead=0) as streams:
+        reader = await streams.start(REQUEST)
+        reading = asyncio.create_task(collect(reader))
+        await asyncio.sleep(15)
+        assert values(meters, "waiting", "rx_backend.bound") == {}
+        await reading
+
+
 @pytest.mark.parametrize("option", ["max_ahead", "max_bytes"])
 @virtual
 async def test_streams_that_wait_for_readers_are_measured(option: str) -> None:
