@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from operators import PositionUnknown
-from rx_backend import EngineShutdown, LLMEngineOutput, RequestContext
+from rx_backend import EngineShutdown, LLMEngineOutput, RequestContext, StreamIncomplete
 from rx_backend.protocols import Annotated, PreprocessedRequest
 from rx_backend.resumable import (
     OpenedStream,
@@ -16,6 +16,7 @@ from rx_backend.resumable import (
     StreamNotFound,
     StreamSource,
     TooManyStreams,
+    WhenLeft,
 )
 from tests.engines import virtual
 from tests.meters import Meters
@@ -98,9 +99,10 @@ async def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
         assert (source.finds, source.opened) == (1, 0)
 
 
+@pytest.mark.parametrize("when_left", ["stop", "continue"])
 @pytest.mark.parametrize("linger_s", [0, 5])
 @virtual
-async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
+async def test_a_found_stream_is_left_to_others(linger_s: float, when_left: WhenLeft) -> None:
     """
     Without readers here it is released, not stopped, and found again when one comes.
 
@@ -108,7 +110,7 @@ async def test_a_found_stream_is_left_to_others(linger_s: float) -> None:
     """
     source, meters = Recorded(50, has_ended=False), Meters()
     async with ResumableStreams(
-        source, linger_s=linger_s, when_left="continue", meter_provider=meters.provider
+        source, linger_s=linger_s, when_left=when_left, meter_provider=meters.provider
     ) as streams:
         async with await streams.resume("known", 30, owner="ann") as reader:
             assert told(await collect(reader, 1))[0] == 30
@@ -148,6 +150,27 @@ async def test_a_stream_is_not_left_while_a_position_is_looked_up() -> None:
         await asyncio.sleep(1)
         async with await streams.resume("known", 50, owner="ann") as reader:
             assert (reader.position, source.finds) == (50, 1)
+
+
+@pytest.mark.rows("S9")
+@virtual
+async def test_items_that_their_source_closes_are_no_whole_answer() -> None:
+    """Their reader gets an error item, and then the end."""
+    opened: list[OpenedStream] = []
+
+    class Closing(Recorded):
+        async def find(self, id: str) -> OpenedStream | None:
+            opened.append(Elsewhere(self, id, "ann"))
+            return opened[-1]
+
+    async with ResumableStreams(Closing(2, has_ended=False)) as streams:
+        reader = await streams.resume("known", owner="ann")
+        reading = asyncio.create_task(collect(reader))
+        await asyncio.sleep(1)
+        await opened[0].items.aclose()
+        *items, last = await reading
+    assert told(items) == [0, 1]
+    assert isinstance(last.error, StreamIncomplete)
 
 
 @virtual
