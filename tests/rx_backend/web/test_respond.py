@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -35,6 +36,7 @@ from rx_backend.testing import run_virtual
 from rx_backend.web import ChatChunks, JsonItems, context_of, respond
 from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, Step
+from tests.logs import capture_logs
 from tests.rx_backend.web.asgi import Client, lines_of
 
 REQUEST = PreprocessedRequest(token_ids=[1])
@@ -101,6 +103,13 @@ def test_proxies_are_asked_to_pass_it_on() -> None:
         "x-mine": "1",
         "x-request-id": "r1",
     }
+
+
+def test_an_id_that_could_be_another_header_is_not_sent() -> None:
+    """Where a service made the context's id from what a client sent."""
+    served = Served(word("a"), LLMEngineOutput.stop())
+    served.context = RequestContext("r1\r\nset-cookie: a=b")
+    assert "x-request-id" not in asked(served).headers
 
 
 @pytest.mark.rows("S5", "S6")
@@ -197,6 +206,29 @@ async def test_a_client_that_has_left_when_the_headers_are_sent_is_one_abort(
     await served.ask(client)
     assert (served.engine.aborts, served.engine.closed) == ([0.0], 1)
     assert served.context.is_killed
+
+
+@virtual
+async def test_a_client_that_left_before_anything_was_opened() -> None:
+    """Then nothing is."""
+    served, client = Served(word("a"), headers_first=True), Client(fails=True)
+    client.leave()
+    await served.ask(client)
+    assert served.engine.calls == 0
+
+
+@virtual
+async def test_a_client_that_leaves_is_no_error_in_the_log() -> None:
+    """Though it is the sending of an event that fails."""
+    client = Client(fails=True)
+
+    def leave(_: RequestContext) -> None:
+        client.leave()
+
+    served = Served(word("a"), leave, word("b"), 9.0)
+    with capture_logs(logging.WARNING) as logged:
+        await served.ask(client)
+    assert (contents(client), served.engine.aborts, logged) == (["a"], [0.0], [])
 
 
 async def swallow_cancellation(_: RequestContext) -> None:
@@ -383,7 +415,20 @@ def test_head_opens_the_stream_and_pulls_nothing() -> None:
     client = asked(served, method="HEAD")
     assert (client.status, client.body, served.engine.pulls) == (200, b"", 0)
     assert client.headers["content-type"].startswith("text/event-stream")
+    assert client.is_complete
     assert served.context.is_killed
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_client_that_leaves_a_head_request_is_no_fault() -> None:
+    """Its stream is closed."""
+    engine = ScriptedEngine(9.0)
+    stream = await EngineAdapter(engine).generate(REQUEST)
+    client = Client(method="HEAD", fails=True)
+    client.leave()
+    await client.ask(respond(stream, CHAT))
+    assert stream.dropped
 
 
 def test_head_is_refused_as_get_is() -> None:
@@ -467,9 +512,31 @@ async def test_a_failure_behind_the_error_mapping() -> None:
         yield Annotated(word("a"))
         raise KeyError("/srv/secret")
 
-    client = await Client().ask(respond(items(), JsonItems()))
+    with capture_logs(logging.ERROR) as logged:
+        client = await Client().ask(
+            respond(items(), JsonItems(), context=RequestContext("r1"), keep_alive_s=None)
+        )
     assert data_of(client)[-1]["comment"] == ["the engine failed"]
     assert b"secret" not in client.body
+    (event,) = logged
+    assert (event["request_id"], event["error_class"]) == ("r1", "KeyError")
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("count", [0, 1])
+@virtual
+async def test_a_typed_error_of_an_iterator_is_a_failure_of_its_own(count: int) -> None:
+    """It has its status before the first token, and its event later; it is no bug to be logged."""
+
+    async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+        for _ in range(count):
+            yield Annotated(word("a"))
+        raise CannotConnect("full")
+
+    with capture_logs(logging.ERROR) as logged:
+        client = await Client().ask(respond(items(), CHAT))
+    assert (client.status, logged) == (200 if count else 503, [])
+    assert b'"full"' in client.body
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True])
