@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message
 
 from operators import fuse
 from rx_backend import (
@@ -217,10 +219,18 @@ async def test_a_client_that_left_before_anything_was_opened() -> None:
     assert served.engine.calls == 0
 
 
+class Deaf(Client):
+    """A client whose leaving only shows where something is sent to it."""
+
+    async def _receive(self) -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("kind", [Client, Deaf])
 @virtual
-async def test_a_client_that_leaves_is_no_error_in_the_log() -> None:
+async def test_a_client_that_leaves_is_no_error_in_the_log(kind: type[Client]) -> None:
     """Though it is the sending of an event that fails."""
-    client = Client(fails=True)
+    client = kind(fails=True)
 
     def leave(_: RequestContext) -> None:
         client.leave()
@@ -394,6 +404,26 @@ async def test_a_shutdown_waits_for_no_engine() -> None:
     assert client.is_complete
     await asyncio.wait([asking])
     assert (engine.closed, client.late) == (1, 0)
+
+
+@virtual
+async def test_nothing_follows_the_last_event_of_a_shutdown() -> None:
+    """Also from an iterator that goes on when it is cancelled."""
+
+    async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+        yield Annotated(word("a"))
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(9.0)
+        yield Annotated(word("b"))
+        yield Annotated(LLMEngineOutput.stop())
+
+    client = Client()
+    asking = asyncio.create_task(client.ask(respond(items(), CHAT, headers_first=True)))
+    await asyncio.sleep(1.0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert (client.is_complete, client.late) == (True, 0)
+    assert contents(client) == ["a"]
 
 
 @virtual
