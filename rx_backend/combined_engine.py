@@ -116,16 +116,14 @@ class EngineCall:
         return FusedRun(chunks, [_WELL_FORMED, gate], own_context=own, enters=enters)
 
     def report_queue_time(self) -> None:
-        """Set the request's queue time to that of this engine, if the engine set one."""
-        if self.context.queued_s is not None:
-            self._parent.queued_s = self.context.queued_s
+        """Set the request's queue time to that of this engine."""
+        self._parent.queued_s = self.context.queued_s
 
     def leave(self) -> None:
         """Detach from the request: its signals no longer reach this engine. Idempotent."""
         self.context.detach()
         if self._unlisten is not None:
             self._unlisten()
-            self._unlisten = None
 
     async def aclose(self) -> None:
         """Drop the engine's chunks and wait until they are released."""

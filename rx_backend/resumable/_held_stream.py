@@ -37,7 +37,6 @@ class HeldStream:
         context, owner, created: Those of *opened*.
         log: The held items.
         shared: The stream that readers read.
-        is_over: Whether the answer has ended.
         cut_off: Why the answer was closed before its end, if it was.
     """
 
@@ -46,10 +45,10 @@ class HeldStream:
         self.context = opened.context
         self.owner = opened.owner
         self.created = opened.created
-        self.is_over = False
         self.cut_off: BackendError | None = None
         self._options = options
         self._table = table
+        # None once the answer has ended.
         self._opened: OpenedStream | None = opened
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,7 +68,7 @@ class HeldStream:
     def waits_for(self) -> str | None:
         """The limit at which the engine waits for a reader, if it does."""
         log, options = self.log, self._options
-        if self.is_over or log.head == log.delivered:
+        if log.head == log.delivered:
             return None
         if log.held_bytes >= options.max_bytes:
             return "max_bytes"
@@ -80,25 +79,16 @@ class HeldStream:
         if self._opened is not None:
             self._opened.stop()
 
-    @property
-    def started_here(self) -> bool:
-        """Whether its engine's stream is in this process."""
-        return self._opened is None or self._opened.started_here
-
     def shut_down(self) -> None:
         """Prepare to be closed because the process shuts down."""
         if self._opened is not None:
             self._opened.shut_down()
 
-    def close(self, error: BackendError) -> None:
+    async def aclose(self, error: BackendError) -> None:
         """Drop an answer that has not ended; its readers get *error* after the held items."""
-        if not self.is_over and self.cut_off is None:
-            self.cut_off = error
-        self.shared.close()
-
-    async def wait_closed(self) -> None:
-        """Wait until everything is released, after :meth:`close`."""
         opened = self._opened
+        if opened is not None and self.cut_off is None:
+            self.cut_off = error
         await self.shared.aclose()
         if opened is not None:
             # A stream that was never pulled has not released itself.
@@ -124,10 +114,14 @@ class HeldStream:
             PositionDropped, PositionUnknown: As ``SharedStream.read``.
         """
         opened, shared = self._opened, self.shared
-        if after <= shared.head or opened is None or after > await opened.head():
+        if after <= shared.head or opened is None:
             return shared.read(after)
+        if opened.started_here and after > await opened.head():
+            return shared.read(after)
+        # With this reader, a stream elsewhere is not released in the meantime.
         async with shared.read(shared.head) as reader:
-            while shared.head < after and not shared.is_over:
+            known = await opened.head()
+            while shared.head < after <= known and not shared.is_over:
                 await anext(reader, None)
             return shared.read(after)
 
@@ -143,9 +137,10 @@ class HeldStream:
 
     def _left(self) -> None:
         """Stop the engine, or release the stream, after ``linger_s`` without a reader here."""
-        if self.is_over:
+        opened = self._opened
+        if opened is None:
             return
-        if not self.started_here:
+        if not opened.started_here:
             self._table.release(self)
             return
         if self._options.when_abandoned == "continue":
@@ -153,7 +148,7 @@ class HeldStream:
             return
         self._table.count_limit_hit("linger_s", "stopped")
         self._timer = self._loop.call_later(self._options.stop_grace_s, self._cut)
-        self.stop()
+        opened.stop()
 
     def _cut(self) -> None:
         """Close an answer that the engine has not ended after the stop."""
@@ -166,9 +161,8 @@ class HeldStream:
 
     def _end(self) -> None:
         """Record the end of the answer, and keep it for a while. Idempotent."""
-        if self.is_over:
+        if self._opened is None:
             return
-        self.is_over = True
         self._opened = None
         if self._timer is not None:
             self._timer.cancel()

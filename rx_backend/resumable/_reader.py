@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
-from typing import Self
+from typing import Final, Self
 
 from operators import PositionDropped, SourceClosed, peek_first
 from operators.authoring import Reader
 from rx_backend.context import RequestContext
-from rx_backend.errors import Unknown, as_backend_error
+from rx_backend.errors import StreamIncomplete, Unknown, as_backend_error
 from rx_backend.protocols import Annotated, CompletionUsage, LLMEngineOutput
 from rx_backend.resumable._held_stream import HeldStream
 from rx_backend.resumable._ids import event_id
@@ -71,7 +71,8 @@ class ResumableReader:
         try:
             item = await anext(self._reader)
         except SourceClosed:
-            item = self._cut_off()
+            # An answer that was closed before its end (row S9).
+            item = Annotated.from_error(copy(self._held.cut_off or _CLOSED))
         except PositionDropped:
             self._held.count_lag()
             raise
@@ -123,14 +124,10 @@ class ResumableReader:
         self._peeked.clear()
         await self._reader.aclose()
 
-    def _cut_off(self) -> Item:
-        """Return the error item of an answer that was closed before its end (row S9)."""
-        error = self._held.cut_off
-        if error is None:
-            raise StopAsyncIteration
-        return Annotated.from_error(copy(error))
-
     async def _recorded(self, peeked: list[tuple[Item, int]]) -> AsyncGenerator[Item]:
         async for item in self:
             peeked.append((item, self.position))
             yield item
+
+
+_CLOSED: Final = StreamIncomplete("the stream was closed before its end")

@@ -10,7 +10,6 @@ from typing import Final, Self, cast
 from opentelemetry.metrics import MeterProvider
 
 from operators import PositionDropped, PositionUnknown
-from operators.authoring import Reader
 from rx_backend.adapter import EngineAdapter
 from rx_backend.checks import integer
 from rx_backend.context import RequestContext
@@ -158,7 +157,7 @@ class ResumableStreams:
         integer("after", after, low=0, unit="items")
         try:
             held = await self._found(id, owner)
-            reader = ResumableReader(held, await self._read(held, after))
+            reader = ResumableReader(held, await held.read(after))
         except Exception as error:
             self._table.count_resume(_OUTCOMES.get(type(error), "failed"))
             raise
@@ -248,14 +247,6 @@ class ResumableStreams:
             raise
         await opened.aclose()
         return held
-
-    async def _read(self, held: HeldStream, after: int) -> Reader[Annotated[LLMEngineOutput]]:
-        try:
-            return await held.read(after)
-        except BaseException:
-            if not held.started_here and not held.shared.readers:
-                self._table.release(held)
-            raise
 
     async def _discard(self, held: HeldStream) -> None:
         """Forget a stream that failed before its first token."""

@@ -108,22 +108,19 @@ class StreamTable:
 
     def close_soon(self, held: HeldStream, error: BackendError) -> None:
         """Close *held* in a task, for which :meth:`aclose` waits; called by the stream."""
-        held.close(error)
-        self._start(held.wait_closed())
+        self._start(held.aclose(error))
 
     def release(self, held: HeldStream) -> None:
         """Close and forget *held*, which can be found again; called by the stream."""
-        if self._running.get(held.id) is held:
-            del self._running[held.id]
+        del self._running[held.id]
         self.discard(held, Cancelled("the stream was left"))
 
     def discard(self, held: HeldStream, error: BackendError) -> asyncio.Task[None]:
         """Close and forget *held* in a task, which continues even if not awaited."""
-        held.close(error)
-        return self._start(self._forget_closed(held))
+        return self._start(self._forget_closed(held, error))
 
-    async def _forget_closed(self, held: HeldStream) -> None:
-        await held.wait_closed()
+    async def _forget_closed(self, held: HeldStream, error: BackendError) -> None:
+        await held.aclose(error)
         self.forget(held)
 
     def _start(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

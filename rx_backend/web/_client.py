@@ -58,20 +58,17 @@ class Outlet:
 
     async def write(self, events: bytes) -> None:
         """Send some events; wait while the client is slow."""
-        lock = self._lock
-        await lock.acquire()
-        try:
+        async with self._lock:
             if not self.has_ended:
                 await self._pass_on(
                     {"type": "http.response.body", "body": events, "more_body": True}
                 )
-        finally:
-            lock.release()
 
     async def end(self, events: bytes = b"") -> None:
-        """Send the last events and end the response, even while another send is pending."""
-        self.has_ended = True
-        await self._pass_on({"type": "http.response.body", "body": events, "more_body": False})
+        """Send the last events and end the response, even during another send. Idempotent."""
+        if not self.has_ended:
+            self.has_ended = True
+            await self._pass_on({"type": "http.response.body", "body": events, "more_body": False})
 
     def is_stuck(self, timeout_s: float | None) -> bool:
         """Return whether a send has been pending for *timeout_s*."""

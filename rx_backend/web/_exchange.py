@@ -103,14 +103,15 @@ class Exchange:
         """Answer a HEAD request: the stream is opened, and nothing is pulled."""
         outlet = Outlet(send)
         try:
-            try:
-                await self._open()
-            except FAILURES as error:
-                await self._refuse(outlet, error, is_head=True)
-                return
-            self._kill()
-            await outlet.begin(200, self._response_headers())
-            await outlet.end()
+            with suppress(ClientLeft):
+                try:
+                    await self._open()
+                except FAILURES as error:
+                    await self._refuse(outlet, error, is_head=True)
+                    return
+                self._kill()
+                await outlet.begin(200, self._response_headers())
+                await outlet.end()
         finally:
             await self._close()
 
@@ -155,7 +156,6 @@ class Exchange:
             await outlet.end(last)
         except ClientLeft:
             self._kill()
-            raise
 
     async def _first_item(self) -> Annotated[Any] | None:
         """Return the first item once there is a token; raise a failure before that."""

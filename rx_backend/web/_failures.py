@@ -15,7 +15,6 @@ from rx_backend.resumable import StreamNotFound, TooManyStreams
 __all__ = (
     "FAILURES",
     "error_code",
-    "error_headers",
     "error_object",
     "error_response",
     "public_error",
@@ -118,11 +117,6 @@ def error_code(error: BaseException) -> str:
     return own.__name__ if own else public_error(error).kind
 
 
-def error_headers(error: BaseException) -> dict[str, str]:
-    """Return the headers of a failure: ``Retry-After`` if a retry may soon succeed."""
-    return {"retry-after": str(_RETRY_AFTER_S)} if isinstance(error, TooManyStreams) else {}
-
-
 def error_response(
     error: BaseException, *, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
@@ -133,9 +127,9 @@ def error_response(
 
         app.add_exception_handler(BackendError, lambda request, error: error_response(error))
     """
-    return JSONResponse(
-        error_object(error), status_of(error), headers=error_headers(error) | dict(headers or {})
-    )
+    # A retry may soon succeed.
+    own = {"retry-after": str(_RETRY_AFTER_S)} if isinstance(error, TooManyStreams) else {}
+    return JSONResponse(error_object(error), status_of(error), headers={**own, **(headers or {})})
 
 
 def _own_class(error: BaseException) -> type[Exception] | None:

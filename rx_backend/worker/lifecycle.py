@@ -213,8 +213,8 @@ class Lifecycle:
         await self._run_step("grace period", asyncio.sleep(times.grace_s))
         gate.close()
         _log.info("worker refuses new requests", requests=len(gate))
-        if not await self._run_step("requests in flight", gate.idle(), times.drain_s):
-            await self._stop_requests()
+        await self._run_step("requests in flight", gate.idle(), times.drain_s)
+        await self._stop_requests()
         if self._mode.is_prefill:
             await self._run_step("is_quiescent", self._quiescent(), times.settle_s)
         await self._run_step("drain", self._optional("drain", None), times.settle_s)
@@ -277,17 +277,14 @@ class Lifecycle:
 
     async def _run_step(
         self, what: str, step: Awaitable[object], seconds: float | None = None
-    ) -> bool:
-        """Run a step of the shutdown; return whether it succeeded, and log if not."""
+    ) -> None:
+        """Run a step of the shutdown; log if it does not succeed."""
         try:
             await wait_with_deadline(step, seconds, self._shutdown.forced)
         except TimeoutError:
             _log.warning("shutdown step timed out", step=what, seconds=seconds)
         except Exception as error:
             _log.warning("shutdown step failed", step=what, error=repr(error))
-        else:
-            return True
-        return False
 
     async def _end_of_serving(self) -> None:
         if self._served is None:

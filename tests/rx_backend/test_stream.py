@@ -239,6 +239,28 @@ async def test_a_subscriber_that_raises_gets_its_error_back(kind: str) -> None:
     assert (engine.pulls, engine.closed) == (1, 1)
 
 
+@pytest.mark.rows("S7")
+@NEEDS_AIO
+@virtual
+async def test_disposing_waits_for_an_observer_that_it_cancels() -> None:
+    """However long that would be busy with its item; nothing of it runs afterwards."""
+    engine, ended = ScriptedEngine(token(1), token(2), stop()), list[float]()
+
+    async def busy(_: Item) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(2)
+            ended.append(now())
+
+    stream = await adapter_of(engine).generate(request())
+    subscription = await stream.as_async_observable().subscribe_async(busy)
+    await asyncio.sleep(5)
+    await subscription.dispose_async()
+    assert (now(), ended, engine.closed) == (7, [7], 1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 @pytest.mark.rows("S4")
 @NEEDS_AIO
 @virtual

@@ -53,6 +53,9 @@ class JetStreamAnswer(OpenedStream):
         subject: Its subject in JetStream.
         record: Its first entry.
         context: The request's context.
+
+    Attributes:
+        readers: Its readers in other processes, as `Peers` reports them.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class JetStreamAnswer(OpenedStream):
         self._is_over = False
         self._is_released = False
         self._shared: SharedStream[Item] | None = None
-        self._readers = RemoteReaders()
+        self.readers = RemoteReaders()
         self._end_watch = context.stopped().listen(site.peers.notify)
 
     async def write(self, stream: ResponseStream[Item], answers: OpenAnswers) -> None:
@@ -113,11 +116,11 @@ class JetStreamAnswer(OpenedStream):
                     self._is_over = True
                     return
                 self._handed_out += 1
-                self._readers.item_taken()
+                self.readers.item_taken()
                 yield item
         except BackendError as error:
             _log.warning("answer can't be continued", stream_id=self.id, **describe(error))
-            self._readers.item_taken()
+            self.readers.item_taken()
             yield Annotated.from_error(error)
         finally:
             await self._release()
@@ -146,7 +149,7 @@ class JetStreamAnswer(OpenedStream):
     async def _end_writing(self) -> None:
         self.started_here = False
         self._site.peers.end_writing(self)
-        self._readers.close()
+        self.readers.close()
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.aclose()
@@ -250,7 +253,7 @@ class JetStreamAnswer(OpenedStream):
     def watch(self, shared: SharedStream[Item]) -> None:
         """Mark the readers of other processes in *shared*, and report its own readers to them."""
         self._shared = shared
-        self._readers.watch(shared)
+        self.readers.watch(shared)
 
     def fastest(self) -> int | None:
         """Return the position of the fastest reader in this process; None without readers."""
@@ -275,14 +278,6 @@ class JetStreamAnswer(OpenedStream):
     def sequence(self) -> int:
         """The sequence number of the last entry."""
         return self._log.sequence
-
-    def reader_at(self, process: str, position: int) -> None:
-        """Record that another process's fastest reader is at *position*."""
-        self._readers.moved(process, position)
-
-    def reader_left(self, process: str) -> None:
-        """Record that another process has no readers any more, or is gone."""
-        self._readers.left(process)
 
     def stop_asked(self, *, kill: bool) -> None:
         """Stop the answer at another process's request."""

@@ -192,7 +192,7 @@ class Peers:
     def _reader_left(self, id: str, process: str) -> None:
         self._readers.pop((id, process), None)
         if id in self._written:
-            self._written[id].reader_left(process)
+            self._written[id].readers.left(process)
 
     async def _send(self, process: str, message: Call | Reply) -> None:
         await self._link.client.publish(self._options.process_subject(process), encode(message))
@@ -220,7 +220,7 @@ class Peers:
                 self._reader_left(read, call.process)
             else:
                 self._readers[read, call.process] = now
-                answer.reader_at(call.process, position)
+                answer.readers.moved(call.process, position)
         for stopped, kill in call.stops.items():
             if stopped in self._written:
                 self._written[stopped].stop_asked(kill=kill)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from operators import PositionUnknown
-from rx_backend import EngineShutdown, LLMEngineOutput, RequestContext
+from rx_backend import EngineShutdown, LLMEngineOutput, RequestContext, StreamIncomplete
 from rx_backend.protocols import Annotated, PreprocessedRequest
 from rx_backend.resumable import (
     OpenedStream,
@@ -16,6 +16,7 @@ from rx_backend.resumable import (
     StreamNotFound,
     StreamSource,
     TooManyStreams,
+    WhenAbandoned,
 )
 from tests.engines import virtual
 from tests.meters import Meters
@@ -34,6 +35,7 @@ class Elsewhere(OpenedStream):
         self._is_closed = False
 
     async def head(self) -> int:
+        await asyncio.sleep(self._source.head_s)
         return len(self._source.answer)
 
     def stop(self) -> None:
@@ -41,6 +43,7 @@ class Elsewhere(OpenedStream):
 
     async def aclose(self) -> None:
         await super().aclose()
+        await asyncio.sleep(self._source.close_s)
         if not self._is_closed:
             self._is_closed = True
             self._source.opened -= 1
@@ -49,9 +52,12 @@ class Elsewhere(OpenedStream):
 class Recorded:
     """A source with one answer, that of the stream ``known`` of ``ann``."""
 
-    def __init__(self, count: int, *, has_ended: bool) -> None:
+    def __init__(
+        self, count: int, *, has_ended: bool, head_s: float = 0, close_s: float = 0
+    ) -> None:
         self.answer = [Annotated(LLMEngineOutput([n])) for n in range(count)]
         self.has_ended = has_ended
+        self.head_s, self.close_s = head_s, close_s
         self.opened = self.stops = self.finds = 0
 
     async def start(
@@ -93,9 +99,12 @@ async def test_a_found_stream_is_read_from_any_position(max_ahead: int) -> None:
         assert (source.finds, source.opened) == (1, 0)
 
 
+@pytest.mark.parametrize("when_abandoned", ["stop", "continue"])
 @pytest.mark.parametrize("linger_s", [0, 5])
 @virtual
-async def test_a_found_stream_without_readers_is_released(linger_s: float) -> None:
+async def test_a_found_stream_without_readers_is_released(
+    linger_s: float, when_abandoned: WhenAbandoned
+) -> None:
     """
     Without readers here it is released, not stopped, and found again when one comes.
 
@@ -103,7 +112,7 @@ async def test_a_found_stream_without_readers_is_released(linger_s: float) -> No
     """
     source, meters = Recorded(50, has_ended=False), Meters()
     async with ResumableStreams(
-        source, linger_s=linger_s, when_abandoned="continue", meter_provider=meters.provider
+        source, linger_s=linger_s, when_abandoned=when_abandoned, meter_provider=meters.provider
     ) as streams:
         async with await streams.resume("known", 30, owner="ann") as reader:
             assert told(await collect(reader, 1))[0] == 30
@@ -121,13 +130,61 @@ async def test_a_found_stream_without_readers_is_released(linger_s: float) -> No
 
 
 @virtual
-async def test_an_unreadable_stream_is_released_at_once() -> None:
+async def test_a_stream_that_is_being_released_is_found_again() -> None:
+    """However long its release takes, a client that comes meanwhile gets the rest."""
+    source = Recorded(50, has_ended=False, close_s=5)
+    async with ResumableStreams(source, linger_s=0) as streams:
+        await leave_after(await streams.resume("known", 30, owner="ann"), 1)
+        await turns()
+        async with await streams.resume("known", 40, owner="ann") as reader:
+            assert told(await collect(reader, 1))[0] == 40
+            assert source.opened == 2
+            await asyncio.sleep(10)
+            assert (len(streams), source.opened) == (1, 1)
+
+
+@virtual
+async def test_a_stream_is_not_left_while_a_position_is_looked_up() -> None:
+    """The time without readers is over before the source knows how far the answer is."""
+    source = Recorded(50, has_ended=False, head_s=3)
+    async with ResumableStreams(source, max_ahead=0, linger_s=2) as streams:
+        await leave_after(await streams.resume("known", owner="ann"), 1)
+        await asyncio.sleep(1)
+        async with await streams.resume("known", 50, owner="ann") as reader:
+            assert (reader.position, source.finds) == (50, 1)
+
+
+@pytest.mark.rows("S9")
+@virtual
+async def test_items_that_their_source_closes_are_no_whole_answer() -> None:
+    """Their reader gets an error item, and then the end."""
+    opened: list[OpenedStream] = []
+
+    class Closing(Recorded):
+        async def find(self, id: str) -> OpenedStream | None:
+            opened.append(Elsewhere(self, id, "ann"))
+            return opened[-1]
+
+    async with ResumableStreams(Closing(2, has_ended=False)) as streams:
+        reader = await streams.resume("known", owner="ann")
+        reading = asyncio.create_task(collect(reader))
+        await asyncio.sleep(1)
+        await opened[0].items.aclose()
+        *items, last = await reading
+    assert told(items) == [0, 1]
+    assert isinstance(last.error, StreamIncomplete)
+
+
+@virtual
+async def test_what_can_not_be_read_is_released() -> None:
     """A position of the future, somebody else's stream, a stream for which there is no room."""
     source = Recorded(5, has_ended=False)
     async with ResumableStreams(source, max_streams=1) as streams:
         with pytest.raises(PositionUnknown):
             await streams.resume("known", 6, owner="ann")
-        await turns()
+        assert (len(streams), source.opened) == (1, 1)
+        await asyncio.sleep(31)
+        assert (len(streams), source.opened) == (0, 0)
         with pytest.raises(StreamNotFound):
             await streams.resume("known", owner="eve")
         with pytest.raises(StreamNotFound):
@@ -181,6 +238,18 @@ async def test_a_stream_elsewhere_is_stopped_there() -> None:
         assert source.stops == 0
         await streams.stop("known", owner="ann")
         assert (source.stops, source.opened, len(streams)) == (1, 0, 0)
+
+
+@virtual
+async def test_a_stream_that_is_to_be_stopped_while_all_is_closed() -> None:
+    """Is stopped where it runs before the close has ended."""
+    source = Recorded(3, has_ended=False)
+    streams = ResumableStreams(source)
+    stopping = asyncio.create_task(streams.stop("known", owner="ann"))
+    await turns()
+    await streams.aclose()
+    assert (source.stops, source.opened) == (1, 0)
+    await stopping
 
 
 @virtual

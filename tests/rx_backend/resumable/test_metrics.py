@@ -67,6 +67,19 @@ async def test_held_streams_and_bytes_are_measured() -> None:
     assert bounds_of(meters) == {}
 
 
+@virtual
+async def test_a_stream_whose_reader_waits_for_the_engine_does_not_wait() -> None:
+    """Even if it may never be ahead of its reader."""
+    meters = Meters()
+    adapter, _ = adapter_of(*words(2, 10.0), stop())
+    async with ResumableStreams(adapter, meter_provider=meters.provider, max_ahead=0) as streams:
+        reader = await streams.start(REQUEST)
+        reading = asyncio.create_task(collect(reader))
+        await asyncio.sleep(15)
+        assert values(meters, "waiting", "rx_backend.bound") == {}
+        await reading
+
+
 @pytest.mark.parametrize("option", ["max_ahead", "max_bytes"])
 @virtual
 async def test_streams_that_wait_for_readers_are_measured(option: str) -> None:
@@ -88,23 +101,26 @@ async def test_stops_are_counted() -> None:
     """Those without a reader, those that had to be closed; an answer that has ended is no stop."""
     meters = Meters()
     ignores, _ = adapter_of(*words(1, 1.0), 1000.0)
+    obeys, _ = adapter_of(*words(1, 1.0), until_stopped, 1.0, stop())
     ended, _ = adapter_of(*words(1, 1.0), stop())
     options: dict[str, Any] = {"linger_s": 1, "stop_grace_s": 2, "keep_s": 5}
     options["meter_provider"] = meters.provider
     async with (
         ResumableStreams(ignores, **options) as streams,
+        ResumableStreams(obeys, **options) as obeying,
         ResumableStreams(ended, max_ahead=0, **options) as others,
     ):
         await asyncio.gather(
             leave_after(await streams.start(REQUEST), 1),
+            leave_after(await obeying.start(REQUEST), 1),
             leave_after(await others.start(REQUEST), 2),
         )
         await asyncio.sleep(0.5)
         assert bounds_of(meters) == {}
         await asyncio.sleep(4)
-        assert bounds_of(meters) == {("linger_s", "stopped"): 1, ("stop_grace_s", "closed"): 1}
+        assert bounds_of(meters) == {("linger_s", "stopped"): 2, ("stop_grace_s", "closed"): 1}
         await asyncio.sleep(10)
-        assert bounds_of(meters)["keep_s", "forgotten"] == 2
+        assert bounds_of(meters)["keep_s", "forgotten"] == 3
 
 
 @virtual

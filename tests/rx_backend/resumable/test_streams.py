@@ -233,6 +233,33 @@ async def test_peek_first_raises_an_early_failure(
 
 
 @virtual
+async def test_a_failure_that_another_reader_peeks_at_makes_it_leave() -> None:
+    """The stream is kept: it is not this reader's."""
+    gone = Disconnected("gone")
+    gone.__cause__ = ConnectionResetError()
+    adapter, _ = adapter_of(1.0, gone)
+    async with ResumableStreams(adapter) as streams:
+        first = await streams.start(REQUEST)
+        other = await streams.resume(first.stream_id)
+        with pytest.raises(Disconnected) as raised:
+            await other.peek_first()
+        assert isinstance(raised.value.__cause__, ConnectionResetError)
+        assert (len(streams), streams.held().readers) == (1, 1)
+        assert await collect(other) == []
+        assert len(await collect(first)) == 1
+
+
+@virtual
+async def test_what_was_peeked_at_is_not_handed_out_after_leaving() -> None:
+    """A reader that has left is at its end."""
+    adapter, _ = adapter_of(LLMEngineOutput(), *words(3), stop())
+    async with ResumableStreams(adapter) as streams:
+        reader = await (await streams.start(REQUEST)).peek_first()
+        await reader.aclose()
+        assert (await collect(reader), reader.position) == ([], 0)
+
+
+@virtual
 async def test_peeking_consumes_nothing() -> None:
     """All items come from the beginning, with their positions."""
     adapter, _ = adapter_of(LLMEngineOutput(), *words(3, 1.0), stop())
@@ -307,6 +334,8 @@ async def test_invalid_positions_are_rejected() -> None:
                 await streams.resume(reader.stream_id, wrong)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="id: expected a string, got 5"):
             await streams.resume(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="id: expected a string, got 6"):
+            await streams.stop(6)  # type: ignore[arg-type]
         await reader.aclose()
 
 

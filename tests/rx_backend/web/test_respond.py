@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message
 
 from operators import fuse
 from rx_backend import (
@@ -35,6 +38,7 @@ from rx_backend.testing import run_virtual
 from rx_backend.web import ChatChunks, JsonItems, context_of, respond
 from tests.engines import virtual
 from tests.engines.scripted import ScriptedEngine, Step
+from tests.logs import capture_logs
 from tests.rx_backend.web.asgi import Client, lines_of
 
 REQUEST = PreprocessedRequest(token_ids=[1])
@@ -101,6 +105,13 @@ def test_proxies_are_told_not_to_buffer() -> None:
         "x-mine": "1",
         "x-request-id": "r1",
     }
+
+
+def test_an_id_that_could_be_another_header_is_not_sent() -> None:
+    """Where a service made the context's id from what a client sent."""
+    served = Served(word("a"), LLMEngineOutput.stop())
+    served.context = RequestContext("r1\r\nset-cookie: a=b")
+    assert "x-request-id" not in asked(served).headers
 
 
 @pytest.mark.rows("S5", "S6")
@@ -197,6 +208,37 @@ async def test_a_disconnect_before_the_headers_is_one_abort(
     await served.ask(client)
     assert (served.engine.aborts, served.engine.closed) == ([0.0], 1)
     assert served.context.is_killed
+
+
+@virtual
+async def test_a_client_that_left_before_anything_was_opened() -> None:
+    """Then nothing is."""
+    served, client = Served(word("a"), headers_first=True), Client(fails=True)
+    client.leave()
+    await served.ask(client)
+    assert served.engine.calls == 0
+
+
+class Deaf(Client):
+    """A client whose leaving only shows where something is sent to it."""
+
+    async def _receive(self) -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("kind", [Client, Deaf])
+@virtual
+async def test_a_client_that_leaves_is_no_error_in_the_log(kind: type[Client]) -> None:
+    """Though it is the sending of an event that fails."""
+    client = kind(fails=True)
+
+    def leave(_: RequestContext) -> None:
+        client.leave()
+
+    served = Served(word("a"), leave, word("b"), 9.0)
+    with capture_logs(logging.WARNING) as logged:
+        await served.ask(client)
+    assert (contents(client), served.engine.aborts, logged) == (["a"], [0.0], [])
 
 
 async def swallow_cancellation(_: RequestContext) -> None:
@@ -365,6 +407,26 @@ async def test_a_shutdown_does_not_wait_for_engines() -> None:
 
 
 @virtual
+async def test_nothing_follows_the_last_event_of_a_shutdown() -> None:
+    """Also from an iterator that goes on when it is cancelled."""
+
+    async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+        yield Annotated(word("a"))
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(9.0)
+        yield Annotated(word("b"))
+        yield Annotated(LLMEngineOutput.stop())
+
+    client = Client()
+    asking = asyncio.create_task(client.ask(respond(items(), CHAT, headers_first=True)))
+    await asyncio.sleep(1.0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert (client.is_complete, client.late) == (True, 0)
+    assert contents(client) == ["a"]
+
+
+@virtual
 async def test_the_last_event_of_a_shutdown_does_not_wait_for_slow_clients() -> None:
     """Longer than a second."""
     served, client = Served(word("a"), word("b")), Client(reads=1)
@@ -383,7 +445,20 @@ def test_head_opens_the_stream_and_pulls_nothing() -> None:
     client = asked(served, method="HEAD")
     assert (client.status, client.body, served.engine.pulls) == (200, b"", 0)
     assert client.headers["content-type"].startswith("text/event-stream")
+    assert client.is_complete
     assert served.context.is_killed
+
+
+@pytest.mark.rows("S7")
+@virtual
+async def test_a_client_that_leaves_a_head_request_is_no_fault() -> None:
+    """Its stream is closed."""
+    engine = ScriptedEngine(9.0)
+    stream = await EngineAdapter(engine).generate(REQUEST)
+    client = Client(method="HEAD", fails=True)
+    client.leave()
+    await client.ask(respond(stream, CHAT))
+    assert stream.dropped
 
 
 def test_head_is_rejected_like_get() -> None:
@@ -467,9 +542,31 @@ async def test_a_failure_after_the_error_mapping() -> None:
         yield Annotated(word("a"))
         raise KeyError("/srv/secret")
 
-    client = await Client().ask(respond(items(), JsonItems()))
+    with capture_logs(logging.ERROR) as logged:
+        client = await Client().ask(
+            respond(items(), JsonItems(), context=RequestContext("r1"), keep_alive_s=None)
+        )
     assert data_of(client)[-1]["comment"] == ["the engine failed"]
     assert b"secret" not in client.body
+    (event,) = logged
+    assert (event["request_id"], event["error_class"]) == ("r1", "KeyError")
+
+
+@pytest.mark.rows("S6")
+@pytest.mark.parametrize("count", [0, 1])
+@virtual
+async def test_a_typed_error_of_an_iterator_is_a_failure_of_its_own(count: int) -> None:
+    """It has its status before the first token, and its event later; it is no bug to be logged."""
+
+    async def items() -> AsyncIterator[Annotated[LLMEngineOutput]]:
+        for _ in range(count):
+            yield Annotated(word("a"))
+        raise CannotConnect("full")
+
+    with capture_logs(logging.ERROR) as logged:
+        client = await Client().ask(respond(items(), CHAT))
+    assert (client.status, logged) == (200 if count else 503, [])
+    assert b'"full"' in client.body
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True])

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from operators import PositionDropped
 from rx_backend import (
+    CannotConnect,
     Disconnected,
     EngineAdapter,
     LLMEngineOutput,
@@ -113,6 +114,14 @@ def texts_of(client: Client) -> str:
 ANSWER = "".join(f"{number} " for number in range(COUNT))
 
 
+@virtual
+async def test_an_answer_that_fails_before_its_first_token_is_not_held() -> None:
+    """The client has its error status, and no event to come back to."""
+    async with serving(1.0, CannotConnect("full")) as service:
+        client = await service.chat_of()
+        assert (client.status, len(service.streams)) == (503, 0)
+
+
 @settings(max_examples=60)
 @given(st.lists(st.floats(0, 2.5), max_size=3), st.booleans())
 @virtual
@@ -178,7 +187,7 @@ async def test_a_client_that_has_everything() -> None:
         last = ids_of(await service.chat_of())[-1]
         name = last.partition(":")[0]
         items = await service.get(f"/streams/{name}", last_event_id=last)
-        assert (items.status, items.body) == (204, b"")
+        assert (items.status, items.body, items.is_complete) == (204, b"", True)
         chat = await service.chat_of(last)
         assert (chat.status, chat.body) == (200, b"data: [DONE]\n\n")
 

@@ -60,6 +60,19 @@ def test_a_stream_dropped_in_another_thread_is_uncounted() -> None:
 
 
 @real_time
+async def test_a_request_that_comes_as_the_last_one_ends_is_waited_for() -> None:
+    """That none was in flight for a moment is no reason to go on."""
+    one = gate()
+    with one.admit(Context()):
+        waiting = asyncio.create_task(one.idle())
+    with one.admit(Context()):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+    await waiting
+
+
+@real_time
 async def test_a_closed_gate_refuses_only_new_requests() -> None:
     """Those in flight continue; each can be stopped, and one that has ended is left alone."""
     one, contexts = gate(), [Context() for _ in range(3)]

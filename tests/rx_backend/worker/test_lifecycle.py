@@ -212,7 +212,9 @@ async def test_the_steps_come_in_order_and_take_their_time() -> None:
     """Up to the model's registration, and down from discovery to the runtime, each step once."""
     life = Life(start=2, drain=1, cleanup=1)
     life.at(10, life.shutdown.request)
-    assert await life.live() is None
+    with capture_logs(logging.WARNING) as logged:
+        assert await life.live() is None
+    assert logged == []
     assert life.place.diary == [
         (0, "start"),
         (2, "serve"),
@@ -328,7 +330,7 @@ async def test_a_failing_start_is_cleaned_up_once(step: str) -> None:
     life.place.fails_at = step
     error = await life.live()
     assert isinstance(error, CannotConnect)
-    assert error.message == step
+    assert (error.message, error.__cause__) == (step, None)
     assert life.place.steps[-2:] == ["cleanup", "shutdown"]
     assert life.place.steps.count("cleanup") == 1
     assert life.ready == []
@@ -450,6 +452,93 @@ async def test_a_lost_engine_has_its_requests_migrated(end: str | Exception) -> 
     assert life.place.diary[-3:] == [(10, "leave"), (10, "cleanup"), (12, "shutdown")]
     assert (request.items, type(request.error)) == (["first"], Disconnected)
     assert isinstance(late.error, EngineShutdown)
+
+
+@pytest.mark.rows("E7")
+@pytest.mark.parametrize("ending", [False, True])
+@virtual
+async def test_a_lost_engine_gets_no_further_request(*, ending: bool) -> None:
+    """Not while its worker leaves discovery, nor in the grace period."""
+    life = Life()
+    life.engine.lost = lost_at(10, "child died")
+
+    async def leave() -> None:
+        await asyncio.sleep(2)
+
+    life.place.leave = leave
+    if ending:
+        life.at(7, life.shutdown.request)
+    late = Request(1)
+    life.at(11, lambda: life.send(late))
+    assert isinstance(await life.live(), Disconnected) is not ending
+    assert (late.items, type(late.error)) == ([], EngineShutdown)
+
+
+@virtual
+async def test_nothing_of_the_engine_or_the_registration_runs_beside_the_steps_of_the_end() -> None:
+    """What is cancelled for them is waited for."""
+    life = Life()
+
+    async def unwind(what: str) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(1)
+            life.place.note(what)
+
+    async def register(config: EngineConfig, mode: DisaggregationMode, path: str) -> None:
+        await unwind("register has ended")
+
+    async def lost() -> str:
+        await unwind("lost has ended")
+        return ""
+
+    life.place.register = register
+    life.engine.lost = lost
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.diary[-6:] == [
+        (11, "register has ended"),
+        (11, "leave"),
+        (16, "drain"),
+        (17, "lost has ended"),
+        (17, "cleanup"),
+        (17, "shutdown"),
+    ]
+
+
+@virtual
+async def test_an_engine_that_goes_on_watching_holds_nothing_up() -> None:
+    """It is cleaned up at the latest after the time to unwind."""
+    life = Life()
+
+    async def lost() -> str:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(5)
+        return ""
+
+    life.engine.lost = lost
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.diary[-2:] == [(18, "cleanup"), (18, "shutdown")]
+    await asyncio.sleep(5)
+
+
+@virtual
+async def test_a_time_out_of_the_cleanups_own_keeps_its_reason() -> None:
+    """It is not taken for the deadline."""
+    life = Life()
+
+    async def cleanup() -> None:
+        raise TimeoutError("the pool is still in use")
+
+    life.engine.cleanup = cleanup
+    life.at(10, life.shutdown.request)
+    error = await life.live()
+    assert isinstance(error, ResponseTimeout)
+    assert error.message == "the pool is still in use"
 
 
 @pytest.mark.rows("E7")

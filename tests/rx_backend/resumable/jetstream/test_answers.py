@@ -194,7 +194,7 @@ async def test_a_position_beyond_the_head_is_unknown(nats: NatsServer) -> None:
     """A client that claims more than was generated gets an error, and leaks nothing."""
     async with (
         process(nats.url, CountingEngine()) as here,
-        process(nats.url, CountingEngine()) as there,
+        process(nats.url, CountingEngine(), linger_s=0.0) as there,
         await here.start(request(5)) as reader,
     ):
         assert tokens([item async for item in reader]) == expected(5)
