@@ -244,7 +244,7 @@ async def test_a_failure_that_another_reader_peeks_at_makes_it_leave() -> None:
         with pytest.raises(Disconnected) as raised:
             await other.peek_first()
         assert isinstance(raised.value.__cause__, ConnectionResetError)
-        assert (len(streams), streams.held().readers) == (1, 1)
+        assert (len(streams), streams.stats().readers) == (1, 1)
         assert await collect(other) == []
         assert len(await collect(first)) == 1
 
