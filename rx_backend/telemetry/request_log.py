@@ -94,7 +94,6 @@ class RequestLog:
         self._mode = mode
         self._bound: Logger | None = None
         self._clock: Clock | None = None
-        self._started = 0.0
         # The usual level takes one check, an enabled level a second one.
         has_info = _stdlib_logger.isEnabledFor(logging.INFO)
         self.has_first_token = has_info and _stdlib_logger.isEnabledFor(logging.DEBUG)

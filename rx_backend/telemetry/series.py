@@ -170,13 +170,11 @@ class RequestSeries:
             later = times.later_tokens
             if later > 0:
                 to.per_token.record((arrivals[-1] - arrivals[0]) / later, labels)
-        for place in self._gaps_to_record(len(arrivals) - 1):
+        for place in self._gaps_to_record(max(len(arrivals) - 1, 0)):
             to.gap.record(arrivals[place + 1] - arrivals[place], labels)
 
     def _gaps_to_record(self, gaps: int) -> Iterable[int]:
         """Return which of the next gaps to record: every 256th of all."""
-        if gaps <= 0:
-            return ()
         with self._lock:
             seen, self._gaps_seen = self._gaps_seen, self._gaps_seen + gaps
         return range(-seen % EVERY_NTH_GAP, gaps, EVERY_NTH_GAP)

@@ -170,3 +170,22 @@ def repair(text: str) -> str:
     """Return what arrives: pairs of surrogates are their character, others are U+FFFD."""
     paired = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     return re.sub("[\ud800-\udfff]", "\ufffd", paired)
+
+
+def test_what_an_exporter_logs_outside_of_an_export_is_logged(
+    caplog: pytest.LogCaptureFixture, leaks: LeakWatch
+) -> None:
+    """Also in the thread of an export, and after one that failed."""
+    leaks.allow("logged: closed")
+    logger = logging.getLogger("opentelemetry.exporter.mine")
+
+    class Failing:
+        def export(self, _batch: object) -> None:
+            logger.warning("retrying")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        QuietExporter(Failing()).export([])
+    logger.warning("closed")
+    assert "closed" in caplog.text
+    assert "retrying" not in caplog.text
