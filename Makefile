@@ -26,7 +26,7 @@ run: venv ## run an engine through the pipeline and report (ARGS="--help" lists 
 serve: venv ## serve an example engine behind the OpenAI API (ARGS="--http-port 8080")
 	@cd examples && exec ../$(BIN)/rx-backend serve echo_engine:EchoEngine --frontend --grace-s 0 $(ARGS)
 
-test: venv ## all checks, four at a time: lint, tests, also on other Pythons and a new reactivex, a cluster, a browser, models, packages, the site
+test: venv ## all checks, three at a time: lint, tests, also on other Pythons and a new reactivex, a cluster, a browser, models, packages, the site
 	@$(BIN)/python -m tools.cluster & cluster=$$!; \
 	$(BIN)/python -m tools.engines --check & engines=$$!; \
 	$(BIN)/python -m tools.browser & browser=$$!; \
@@ -34,7 +34,7 @@ test: venv ## all checks, four at a time: lint, tests, also on other Pythons and
 	wait $$cluster && cluster=test-cluster || cluster=; \
 	wait $$engines && engines=test-engines || engines=; \
 	wait $$browser && browser=test-browser || browser=; \
-	$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target \
+	$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target \
 		unit test-pythons $$cluster lint $$engines unit-next package $$browser check-site
 
 lint: venv ## style, types and layers
