@@ -14,7 +14,7 @@ __all__ = ("ContractViolation", "validate_contract")
 
 
 class ContractViolation(ValueError):
-    """A stream broke rule E3: an answer has no terminal, continues after it, or was not asked for."""
+    """Rule E3 was broken: an answer has no terminal, continues after it, or was not asked for."""
 
 
 @same_type
@@ -23,9 +23,9 @@ def validate_contract(*, answers: Answers = 1) -> Stage[Any, Any]:
     """
     Fail a stream in which an answer has no terminal, continues after it, or was not asked for.
 
-    Answers are distinguished by ``index``, 0 by default (rows E3, S8). For tests and engine development; after
-    ``until_terminal``, in a production pipeline, it would only see a missing terminal. ``T`` is a
-    terminal::
+    Answers are distinguished by ``index``, 0 by default (rows E3, S8). For tests and engine
+    development; after ``until_terminal``, in a production pipeline, it would only see a missing
+    terminal. ``T`` is a terminal::
 
         source  ---a-T-b-|
         result  ---a-T-#

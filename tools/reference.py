@@ -1,7 +1,8 @@
 """
 Write docs/reference.md: every public name, with the summary of its docstring.
 
-That of a constant or a type alias is the string below its assignment. A name is listed once, under the shortest path that it can be imported from.
+That of a constant or a type alias is the string below its assignment. A name is listed once, under
+the shortest path that it can be imported from.
 """
 
 from __future__ import annotations
