@@ -62,7 +62,7 @@ unit-next: .venv-next/.stamp ## the tests of operators and pipelines on the newe
 		tests/operators tests/matrix tests/rx_backend/test_*.py \
 		tests/rx_backend/pictures/test_marble_run.py tests/rx_backend/testing/test_marbles.py $(ARGS)
 
-test-pythons: venv ## the library's tests on Python 3.12 and 3.13, and the matrix on other loops
+test-pythons: venv ## the library's tests on Python 3.12 (lowest dependencies) and 3.13, the matrix on other loops
 	@echo "== tests on other Pythons and event loops"
 	@$(BIN)/python -m tools.pythons $(ARGS)
 
@@ -122,14 +122,16 @@ fix: venv ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only $(CHECKED)
 	@$(BIN)/ruff format --quiet $(CHECKED)
 
-pin: venv ## renew constraints.txt, constraints-next.txt and constraints-engines.txt
-	@for out in constraints constraints-next constraints-engines; do \
-		overrides=; extras=dev; \
-		if [ $$out = constraints-next ]; then overrides="--overrides tools/next.txt"; extras=next; fi; \
-		if [ $$out = constraints-engines ]; then extras=engines; fi; \
-		$(BIN)/uv pip compile pyproject.toml --quiet --universal --upgrade \
-			--python-version 3.11 --extra $$extras $$overrides --no-annotate --no-header \
-			--output-file $$out.txt || exit 1; \
+pin: venv ## renew constraints.txt and those for the newest reactivex, the lowest versions and engines
+	@for out in constraints constraints-next constraints-lowest constraints-engines; do \
+		options="--extra dev --python-version 3.11"; \
+		case $$out in \
+			*-next) options="--extra next --python-version 3.11 --overrides tools/next.txt";; \
+			*-lowest) options="--extra next --python-version 3.12 --resolution lowest-direct";; \
+			*-engines) options="--extra engines --python-version 3.11";; \
+		esac; \
+		$(BIN)/uv pip compile pyproject.toml --quiet --universal --upgrade $$options \
+			--no-annotate --no-header --output-file $$out.txt || exit 1; \
 		echo "$$out.txt: $$(grep -c == $$out.txt) pins"; \
 	done
 

@@ -2,10 +2,12 @@
 Run the library's tests on the other Pythons of this machine, and the matrix on other event loops.
 
 CPython 3.12 and 3.13 are searched on the PATH and among pyenv's versions. Each has a virtual
-environment with the pins of ``constraints.txt``, ``.venv-312`` and ``.venv-313``, in which the tests
-of the operators, the adapter, its outlets and telemetry, and the matrix run. Then, also on the
-Python of ``.venv``, the matrix runs on uvloop, with eager tasks, and in asyncio's debug mode with
-warnings as errors. A missing Python is reported in one line. Arguments are passed to pytest.
+environment, ``.venv-312`` and ``.venv-313``, in which the tests of the operators, the adapter, its
+outlets and telemetry, and the matrix run: on 3.12 with the lowest versions of dependencies that
+``pyproject.toml`` accepts (``constraints-lowest.txt``), on 3.13 with those of ``constraints.txt``.
+Then, also on the Python of ``.venv``, the matrix runs on uvloop, with eager tasks, and in asyncio's
+debug mode with warnings as errors. A missing Python is reported in one line. Arguments are passed
+to pytest.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from pathlib import Path
 
 from tools.document import ROOT
 
-__all__ = ("VERSIONS", "environment", "find", "main")
+__all__ = ("PINS", "environment", "find", "main")
 
-VERSIONS = ("3.12", "3.13")
+PINS = {"3.12": "constraints-lowest.txt", "3.13": "constraints.txt"}
 EXTRAS = "cli,dynamo,jetstream,otlp,plot,prometheus,slo,test,web"
 REQUESTS = 2000
 UV = Path(sys.executable).with_name("uv")
@@ -86,7 +88,7 @@ def environment(python: Python) -> Path:
     folder = ROOT / f".venv-{major}{minor}"
     program = folder / "bin" / "python"
     stamp = folder / ".stamp"
-    sources = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+    sources = (ROOT / "pyproject.toml", ROOT / PINS[f"{major}.{minor}"])
     is_there = stamp.exists() and stamp.read_text(encoding="utf-8") == python.version
     newest = max(source.stat().st_mtime for source in sources)
     if is_there and stamp.stat().st_mtime >= newest:
@@ -148,7 +150,7 @@ def main(arguments: list[str]) -> int:
     """Run everything, one Python after the other; return the exit code."""
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     programs = [(Path(sys.executable), running)]
-    for version in VERSIONS:
+    for version in PINS:
         if version == running:
             continue
         python = find(version)

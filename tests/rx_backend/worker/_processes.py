@@ -185,7 +185,7 @@ def _running(
         served.ended()
 
 
-_CLAIMS: deque[socket.socket] = deque()
+_CLAIMS: deque[int] = deque()
 
 
 def free_port(low: int = 20_000, high: int = 32_768) -> int:
@@ -200,9 +200,9 @@ def free_port(low: int = 20_000, high: int = 32_768) -> int:
         with suppress(OSError), socket.socket() as probe:
             claim.bind(("127.0.0.1", port))
             probe.bind(("127.0.0.1", port))
-            _CLAIMS.append(claim)
+            _CLAIMS.append(claim.detach())
             if len(_CLAIMS) > 50:
-                _CLAIMS.popleft().close()
+                os.close(_CLAIMS.popleft())
             return port
         claim.close()
     raise AssertionError("no free port")
