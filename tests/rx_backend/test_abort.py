@@ -7,9 +7,9 @@ import threading
 from itertools import product
 
 import pytest
-from reactivex.subject import ReplaySubject, Subject
+from reactivex.subject import ReplaySubject
 
-from operators import AbortStep, abort_gate, deferred_abort
+from operators import AbortStep, deferred_abort
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError, Disconnected
@@ -186,31 +186,6 @@ async def test_a_slow_abort_does_not_delay_the_stream(mode: DisaggregationMode) 
     served = await serve(engine, mode, signals=[(0.5, STOP)])
     assert served.tokens == [[1], [2], []]
     assert (engine.aborts, engine.closes, ended) == ([0.5], [1], [5.5])
-
-
-@pytest.mark.rows("A8")
-@pytest.mark.parametrize(
-    ("signals", "fired"),
-    [
-        ("stop opened", ["opened"]),
-        ("opened stop", ["stop"]),
-        ("stop stop opened opened stop", ["opened"]),
-        ("stop", []),
-        ("opened", []),
-        ("closed stop opened", []),
-        ("stop closed opened", []),
-        ("stop opened closed stop opened", ["opened"]),
-    ],
-)
-def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
-    """Made of three plain Observables it fires once, when stop and opening have both come."""
-    subjects: dict[str, Subject[bool]] = {name: Subject() for name in ("stop", "opened", "closed")}
-    heard: list[str] = []
-    current = ""
-    abort_gate(**subjects).subscribe(lambda _: heard.append(current))
-    for current in signals.split():
-        subjects[current].on_next(True)
-    assert heard == fired
 
 
 # The gate closes with the drop.
