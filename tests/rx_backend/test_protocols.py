@@ -314,18 +314,6 @@ def test_a_chunk_survives_the_wire(chunk: LLMEngineOutput, unknown: dict[str, An
     assert unknown is not None or decoded == decode_output(encode(chunk)) == chunk
 
 
-@pytest.mark.rows("E2")
-@given(finish_reasons)
-def test_a_plain_dict_is_a_chunk(reason: FinishReason) -> None:
-    """Engines may yield dicts, with the finish reason in any of its forms, or a mapping proxy."""
-    wire = {"token_ids": [1], "finish_reason": reason.to_json()}
-    expected = LLMEngineOutput([1], finish_reason=reason)
-    assert convert_output(wire) == expected
-    assert convert_output(wire | {"finish_reason": str(reason)}) == expected
-    assert convert_output(wire | {"finish_reason": reason}) == expected
-    assert convert_output(MappingProxyType(wire)) == expected
-
-
 def test_a_chunk_is_not_converted() -> None:
     """Conversion returns a chunk, and a request, as it is."""
     chunk, request = LLMEngineOutput.token(1), PreprocessedRequest(token_ids=[1])
