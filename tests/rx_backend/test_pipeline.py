@@ -15,20 +15,14 @@ from reactivex import operators as ops
 
 from operators import (
     BufferOverflow,
-    NotAnOperator,
     Pipeline,
     TotalTimeout,
     coalesce,
     deadlines,
     heartbeat,
-    limit_tokens,
     map_async,
-    stop_on,
     tap,
-    trace_link,
     until_terminal,
-    usage,
-    validate_contract,
 )
 from operators.assembly import name_of
 from operators.authoring import (
@@ -36,7 +30,6 @@ from operators.authoring import (
     AnyOperator,
     Completed,
     FusedRun,
-    Operator,
     Stage,
     complete_with,
     detach,
@@ -44,7 +37,6 @@ from operators.authoring import (
     fail_after,
     operator,
 )
-from rx_backend import protocols
 from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
@@ -201,34 +193,6 @@ async def test_an_operator_may_stop_its_request(mode: DisaggregationMode, place:
     assert engine.aborts == [1]
 
 
-@pytest.mark.rows("S7")
-@virtual
-async def test_an_operator_may_drop_its_stream() -> None:
-    """Closing the stream from within takes effect after the step, and releases everything."""
-    spans = Spans()
-    seen: list[object] = []
-    streams: list[Any] = []
-    dropping: Operator[Any, Any] = dropping_at_second(streams)
-    engine = ScriptedEngine(token(1), token(2), 1, token(3))
-    adapter = adapter_of(engine, spans=spans).with_operators(dropping, noting(seen))
-    streams.append(await adapter.generate(request()))
-    items = await collect(streams[0])
-    assert tokens_of(items) == [[1], [2]]
-    assert seen[-1] == "end"
-    assert engine.closed == 1
-    assert spans.one().status.description == "stream dropped before terminal"
-
-
-@operator
-def dropping_at_second(streams: list[Any]) -> Stage[Any, Any]:
-    """Close the stream while it handles its second item."""
-    item = yield
-    item = yield item
-    streams[0].close()
-    while True:
-        item = yield item
-
-
 # In the wrong place.
 
 
@@ -245,71 +209,6 @@ async def only_chunks(source: FusedRun[Any]) -> AsyncGenerator[Any]:
     """Pass chunks on."""
     async for chunk in source:
         yield chunk
-
-
-CHUNK_OPERATORS: list[Operator[Any, Any]] = [
-    until_terminal(),
-    limit_tokens(3),
-    stop_on(7),
-    usage(3, protocols.usage),
-    trace_link(),
-    validate_contract(),
-    only_chunks(),
-]
-
-
-@pytest.mark.rows("O1")
-@pytest.mark.parametrize("misplaced", CHUNK_OPERATORS, ids=lambda each: each.name)
-def test_a_chunk_operator_among_the_items_is_rejected(misplaced: Operator[Any, Any]) -> None:
-    """By its name and place, and when the pipeline is made."""
-    others: list[AnyOperator] = [ops.do_action(), only_items()]
-    for place in range(3):
-        items = [*others[:place], misplaced, *others[place:]]
-        message = rf"items\[{place}\]: {misplaced.name} takes .* chunks"
-        with pytest.raises(NotAnOperator, match=message):
-            Pipeline(standard_pipeline.chunks, items, annotate=standard_pipeline.annotate)
-    with pytest.raises(NotAnOperator, match=rf"items\[0\]: {misplaced.name} "):
-        standard_pipeline.insert_after("annotate_errors", misplaced)
-
-
-@pytest.mark.rows("O1")
-def test_an_item_operator_among_the_chunks_is_rejected() -> None:
-    """By its name and place, wherever among the standard operators, and without what makes items."""
-    standard = standard_pipeline.chunks
-    for place in range(len(standard) + 1):
-        chunks = [*standard[:place], only_items(), *standard[place:]]
-        message = rf"chunks\[{place}\]: only_items takes annotated items"
-        with pytest.raises(NotAnOperator, match=message):
-            Pipeline(chunks, annotate=standard_pipeline.annotate)
-    with pytest.raises(NotAnOperator, match=r"items: .*without annotate.* got only_items"):
-        Pipeline([until_terminal()], [only_items()])
-    with pytest.raises(NotAnOperator, match=r"chunks\[1\]: only_items takes annotated items"):
-        Pipeline([until_terminal()]).with_operators(only_items())
-
-
-@pytest.mark.rows("O1")
-@pytest.mark.parametrize("added", [*CHUNK_OPERATORS, only_items()], ids=lambda each: each.name)
-@pytest.mark.parametrize("by", ["pipeline", "adapter", "adapter of a function"])
-@virtual
-async def test_with_operators_puts_each_into_its_phase(added: Operator[Any, Any], by: str) -> None:
-    """One that takes chunks among the chunks, any other at the end; the request is served."""
-    seen: list[object] = []
-    watching: AnyOperator = ops.do_action(seen.append)
-    engine = ScriptedEngine(token(1), stop())
-    if by == "pipeline":
-        pipeline = standard_pipeline.with_operators(watching, added)
-        names = pipeline.names
-        in_chunks = names.index(added.name, len(names) - 4) < names.index("annotate_errors")
-        assert in_chunks is (added.takes == "chunks")
-        adapter = adapter_of(engine, pipeline=pipeline)
-    elif by == "adapter":
-        adapter = adapter_of(engine).with_operators(watching, added)
-    else:
-        of_function = adapter_of(engine, pipeline=lambda _: standard_pipeline)
-        adapter = of_function.with_operators(watching, added)
-    items = await collect(await adapter.generate(request()))
-    assert tokens_of(items) == [[1], []]
-    assert seen == items
 
 
 # Exceptions.
