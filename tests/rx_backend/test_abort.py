@@ -126,21 +126,6 @@ async def test_explicit_arguments_override_the_scope() -> None:
     )
 
 
-@pytest.mark.rows("A2", "C3")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_signals_of_many_threads_abort_once(mode: DisaggregationMode) -> None:
-    """However many threads signal, the engine's abort runs once, on the stream's loop."""
-    context = RequestContext()
-    engine = ScriptedEngine(token(1), 60, stop())
-    stream = await adapter_of(engine, mode, Spans()).generate(request(), context)
-    await anext(stream)
-    await asyncio.gather(*map(asyncio.to_thread, [context.stop_generating, context.kill] * 5))
-    await asyncio.sleep(1)
-    assert len(engine.aborts) == 1
-    await stream.aclose()
-
-
 @pytest.mark.rows("A2", "S5")
 @pytest.mark.parametrize("mode", MODES)
 @virtual
