@@ -371,25 +371,6 @@ async def test_prompt_details_are_those_of_the_clients_prompt(
 # Stops.
 
 
-@pytest.mark.rows("A2", "A3", "A6", "E4")
-@pytest.mark.parametrize("signal", [RequestContext.stop_generating, RequestContext.kill])
-@virtual
-async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext], None]) -> None:
-    """The lost one is not aborted, the spare once, and its own end stands."""
-    lost, spare, context = LosableEngine(lives=1), LosableEngine(), RequestContext("r1")
-    stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
-    items = [await anext(stream), await anext(stream)]
-    signal(context)
-    signal(context)
-    await asyncio.sleep(0.5)
-    assert spare.aborts == [("r1/resume-1", 2.0)]
-    items += await collect(stream)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    assert chunk_of(items[-1]).completion_usage == usage(3, 2)
-    assert spare.contexts[0].is_killed == context.is_killed
-    assert lost.aborts == []
-
-
 @pytest.mark.rows("A2", "A3", "A5")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual

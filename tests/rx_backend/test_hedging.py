@@ -85,49 +85,6 @@ async def answer(first: LLMEngine, second: LLMEngine, after_s: float, mode: str 
     return await serve(engine, mode, asked=counting_request())
 
 
-@pytest.mark.rows("A2", "S1", "P7")
-@virtual
-async def test_the_second_engine_answers_first() -> None:
-    """The first is aborted once and closed; a stop after that reaches the second alone."""
-    spans = Spans()
-    slow, fast, context = LosableEngine(delay_s=60), LosableEngine(), RequestContext("r1")
-    engine = HedgedEngine(slow, fast, after_s=2)
-    stream = await adapter_of(engine, spans=spans).generate(counting_request(), context)
-    assert flat([await anext(stream), await anext(stream)]) == [3, 4]
-    assert slow.aborts == [("r1", 3.0)]
-    assert slow.closed == 1
-    assert not context.is_stopped
-    context.stop_generating()
-    items = await collect(stream)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    await asyncio.sleep(0)
-    assert fast.aborts == [("r1/hedge", 4.0)]
-    assert (len(slow.aborts), fast.closed) == (1, 1)
-    assert winners(spans) == ["second"]
-
-
-@pytest.mark.rows("A2", "A3", "A4")
-@pytest.mark.parametrize("mode", ["agg", "decode"])
-@virtual
-async def test_a_stop_during_a_race_stops_both(mode: str) -> None:
-    """Each is aborted once at most: at once, or in decode mode at its own first token."""
-    first, second, context = (
-        ScriptedEngine(8, token(3), stop()),
-        ScriptedEngine(5, token(7), 1, stop()),
-        RequestContext(),
-    )
-    engine = HedgedEngine(first, second, after_s=1)
-    stream = await adapter_of(engine, mode).generate(counting_request(), context)
-    pull = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(3)
-    context.stop_generating()
-    assert flat([await pull]) == [7]
-    await asyncio.sleep(0)
-    await collect(stream)
-    assert first.aborts == ([3.0] if mode == "agg" else [])
-    assert second.aborts == ([3.0] if mode == "agg" else [6.0])
-
-
 def logged(log: list[str], name: str, setup_s: float) -> ScriptedEngine:
     """Return an engine that logs when its ``generate`` has returned, and when it is aborted."""
 
