@@ -35,7 +35,6 @@ from tests.operators._help import (
     observed,
     same,
     spy,
-    twice,
 )
 
 T = TypeVar("T")
@@ -72,13 +71,6 @@ class TestPull:
         assert await collect(fuse(Engine(range(1, 20_001))(), [last_only()])) == Seen(
             [20_000], "completed"
         )
-
-    async def test_a_stream_without_operators(self) -> None:
-        """An empty list hands the source's items through, and still owns it."""
-        engine = Engine([1, 2, 3])
-        stream = fuse(engine(), [])
-        assert await collect(stream, take=2) == Seen([1, 2], "dropped")
-        assert engine.closed == 1
 
 
 class TestConcurrency:
@@ -157,13 +149,6 @@ class TestSources:
         seen = await collect(fuse(source, [same()]), take=take)
         assert seen == Seen([1, 2, 3][:take], "completed" if take is None else "dropped")
         assert source.closed == 1
-
-    async def test_streams_may_be_stacked(self) -> None:
-        """A stream is an asynchronous iterator too; the outer one owns the inner one."""
-        engine = Engine([1, 2], closing_s=1.0)
-        seen = await collect(fuse(fuse(engine(), [twice()]), [twice()]))
-        assert seen == Seen([1] * 4 + [2] * 4, "completed")
-        assert engine.closed == 1
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
