@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from rx_backend.context import RequestContext
-from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods, open_chunks
 from rx_backend.engines import SampleEngine
 from rx_backend.errors import (
@@ -43,8 +42,6 @@ from tests.engines import (
 )
 from tests.logs import capture_logs
 from tests.spans import Spans, rows_of
-
-MODES = list(DisaggregationMode)
 
 # What engines raise, and what the consumer gets of it.
 FAILURES = [

@@ -153,14 +153,18 @@ def test_an_unknown_finish_reason_means_stop(word: str, stop_reason: str | int |
     assert made.finish_reason == word, "the chunk of the engine itself is not touched"
 
 
-@pytest.mark.rows("TY-finish")
+@pytest.mark.rows("TY-finish", "E2")
 @given(finish_reasons, st.none() | texts)
 def test_a_known_finish_reason_keeps_the_stop_reason(
     reason: FinishReason, stop_reason: str | None
 ) -> None:
-    """Only a word that would be lost is kept."""
+    """Only a word that would be lost is kept, in whatever form a chunk or a dict has the reason."""
+    expected = LLMEngineOutput(finish_reason=reason, stop_reason=stop_reason)
+    for form in (reason, str(reason), reason.to_json()):
+        wire = {"finish_reason": form, "stop_reason": stop_reason}
+        assert convert_output(wire) == expected
     made = LLMEngineOutput(finish_reason=cast("Any", str(reason)), stop_reason=stop_reason)
-    assert convert_output(made) == LLMEngineOutput(finish_reason=reason, stop_reason=stop_reason)
+    assert convert_output(made) == expected
 
 
 @pytest.mark.rows("TY-finish")
