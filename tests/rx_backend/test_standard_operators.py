@@ -287,22 +287,6 @@ async def test_how_a_drain_ends(case: str, traced: bool) -> None:
     assert drains.timed_out == (case == "too slow")
 
 
-@pytest.mark.rows("A5", "S7")
-@virtual
-async def test_a_drop_beyond_the_limit_is_not_drained() -> None:
-    """It is closed at its drop and not aborted, stopped or not."""
-    async with Drains(limit=1, grace_s=0) as drains:
-        engine = ScriptedEngine(5, token(1), 60)
-        adapter = decoding(engine, drains)
-        contexts = [RequestContext() for _ in range(3)]
-        streams = [[await adapter.generate(request(), context)] for context in contexts]
-        contexts[2].stop_generating()
-        await asyncio.gather(*map(cancel_in_a_pull, streams))
-        assert engine.closes == [1, 1]
-        await drains.wait()
-        assert (engine.aborts, engine.closes, drains.refused) == ([5], [1, 1, 5], 2)
-
-
 @pytest.mark.rows("A1", "S1", "S2", "P3", "T3")
 @virtual
 async def test_a_stream_that_is_not_dropped_is_unchanged() -> None:

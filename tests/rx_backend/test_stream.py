@@ -54,25 +54,6 @@ from tests.spans import Spans
 # (The types of ``reactivex`` leave open what an operator without a source works on.)
 
 
-@pytest.mark.rows("S7", "A6")
-@virtual
-async def test_aclose_waits_until_the_engine_has_closed() -> None:
-    """Cancelled, it does not cut that short; afterwards nothing runs, comes out, or is aborted."""
-    context = RequestContext()
-    engine = ScriptedEngine(token(1), 60, closing=[5])
-    stream = await adapter_of(engine).generate(request(), context)
-    await anext(stream)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(stream.aclose(), 1)
-    await stream.aclose()
-    assert (now(), engine.closes, engine.closed) == (5, [0], 1)
-    await stream.aclose()
-    assert await collect(stream) == []
-    context.kill()
-    await asyncio.sleep(1)
-    assert engine.aborts == []
-
-
 # Pulling.
 
 
