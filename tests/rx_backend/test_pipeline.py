@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
 from types import SimpleNamespace
@@ -34,7 +33,6 @@ from operators.authoring import (
     complete_with,
     detach,
     emit,
-    fail_after,
     operator,
 )
 from rx_backend.adapter import EngineAdapter
@@ -42,7 +40,6 @@ from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import Disconnected, StreamIncomplete, Unknown
 from rx_backend.pipeline import standard_pipeline
-from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.scope import RequestScope
 from tests.engines import (
     Item,
@@ -434,35 +431,6 @@ async def test_an_operator_that_fails_to_start_fails_the_setup(place: str) -> No
     assert spans.one().status.description == "setup_failed"
 
 
-@pytest.mark.rows("O4")
-@virtual
-async def test_a_release_that_raises_is_logged_without_its_text(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """What an operator raises while the stream is dropped reaches only the log."""
-
-    @operator
-    def clinging() -> Stage[Any, Any]:
-        try:
-            item = yield
-            while True:
-                item = yield item
-        finally:
-            raise LookupError(SECRET)
-
-    async def leave(stream: Stream) -> None:
-        await anext(stream)
-        await stream.aclose()
-
-    with caplog.at_level(logging.ERROR):
-        adapter = adapter_of(ScriptedEngine(token(1), 60)).with_operators(clinging())
-        await leave(await adapter.generate(request()))
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "clinging" in record.getMessage()
-    assert SECRET not in caplog.text
-    assert "LookupError" in caplog.text
-
-
 # What may not be handed out.
 
 
@@ -565,34 +533,3 @@ async def test_only_the_failing_operator_is_named() -> None:
         assert served.tokens == [[1]], name
         assert isinstance(served.last.error, Unknown)
         assert logged_failure(events)["operator"] == name
-
-
-@operator
-async def ending_with(source: FusedRun[Any], last: Any) -> AsyncGenerator[Any]:
-    """End the stream at its second item, by what *last* says."""
-    async for item in source:
-        yield item
-        break
-    yield last
-
-
-@pytest.mark.rows("S2", "S6", "S9")
-@pytest.mark.parametrize("place", ["annotate_errors", "items"])
-@virtual
-async def test_an_operator_that_pulls_may_end_the_stream_with_items(place: str) -> None:
-    """Its last items and its failure are handed out, and everything is released."""
-
-    def made(chunk: LLMEngineOutput) -> Any:
-        return Annotated(chunk) if place == "items" else chunk
-
-    engine = ScriptedEngine(token(1), token(2), stop())
-    ending = before(place, ending_with(complete_with(made(stop()))))
-    assert (await serve(engine, pipeline=ending)).tokens == [[1], []]
-    assert engine.closed == 1
-    failing = before(place, ending_with(fail_after(Disconnected("gone"), made(token(7)))))
-    engine = ScriptedEngine(token(1), token(2), stop())
-    items: list[Any] = []
-    stream = await adapter_of(engine, pipeline=failing).generate(request())
-    assert isinstance(await take_into(items, stream), Disconnected)
-    assert tokens_of(items) == [[1], [7]]
-    assert engine.closed == 1
