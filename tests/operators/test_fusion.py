@@ -20,7 +20,6 @@ from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
-    Completed,
     FusedRun,
     Stage,
     complete_with,
@@ -379,47 +378,6 @@ def _raised_in(error: BaseException | None) -> str:
 
 async def _next_of(stream: AsyncIterator[int]) -> int:
     return await anext(stream)
-
-
-@operator
-def clumsy(where: str) -> Stage[Any, Any]:
-    """Fails in its set-up, at an item, or at the end."""
-    if where == "set-up":
-        raise LookupError(where)
-    item = yield
-    try:
-        while True:
-            if where == "item":
-                raise LookupError(where)
-            item = yield item
-    except Completed:
-        raise LookupError(where) from None
-
-
-async def clumsy_step(item: Any) -> Any:
-    raise LookupError("step")
-
-
-@pytest.mark.parametrize(
-    ("broken", "name"),
-    [
-        (clumsy("set-up"), "clumsy"),
-        (clumsy("item"), "clumsy"),
-        (clumsy("end"), "clumsy"),
-        (map_async(clumsy_step), "map_async"),
-    ],
-)
-async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name: str) -> None:
-    """As a note, which tracebacks show; the engine's own errors have none."""
-    error: Exception | None
-    try:
-        error = (await collect(fuse(Engine([1])(), [same(), broken]))).error
-    except LookupError as raised:
-        error = raised
-    assert error is not None
-    assert error.__notes__ == [f"raised by the operator {name}"]
-    seen = await collect(fuse(Engine(error=ValueError("engine"))(), [same()]))
-    assert not hasattr(seen.error, "__notes__")
 
 
 @callbacks()
