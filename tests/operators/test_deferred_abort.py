@@ -200,11 +200,14 @@ class TestDeferredAbort:
         life([handshake()], deferred_abort(_never, stop=Subject(), call_soon=later.append), take=1)
         assert later == []
 
-    @pytest.mark.rows("A5")
+    @pytest.mark.rows("A4", "A5")
     @pytest.mark.parametrize("waits", [True, False])
-    async def test_a_stop_while_the_engine_unwinds(self, waits: bool) -> None:
-        """A first token that it notifies only after the drop triggers no abort."""
+    @pytest.mark.parametrize("is_stopped", [True, False])
+    async def test_a_stop_while_the_engine_unwinds(self, is_stopped: bool, waits: bool) -> None:
+        """A first token that it notifies only after the drop triggers no abort, stopped before or not."""
         stop, notified, steps = Level(), Level(), list[AbortStep]()
+        if is_stopped:
+            stop.on_next(True)
 
         async def engine() -> AsyncGenerator[Chunk]:
             yield handshake()
