@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -677,36 +676,3 @@ async def test_optional_methods_may_be_missing() -> None:
     assert await engine.is_quiescent()
     assert await engine.health_check_payload() is None
     await engine.drain()
-
-
-NO_BUDGET: Any = 0.2
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (FailoverEngine, "FailoverEngine: engines: expected one or more"),
-        (lambda: FailoverEngine(7), "FailoverEngine: engines: expected engines, got 7"),  # type: ignore[arg-type]
-        (
-            lambda: FailoverEngine(LosableEngine(), limit=-1),
-            "limit: expected a whole number, at least 0",
-        ),
-        (
-            lambda: FailoverEngine(LosableEngine(), budget=NO_BUDGET),
-            "budget: expected RetryBudget or None, got 0.2",
-        ),
-        (
-            lambda: FailoverEngine(LosableEngine(), limit=True),
-            "limit: expected a whole number, at least 0",
-        ),
-        (
-            lambda: RetryBudget(ratio=-1),
-            "RetryBudget: ratio: expected a number, at least 0, got -1",
-        ),
-        (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),
-    ],
-)
-def test_bad_arguments(make: Callable[[], object], error: str) -> None:
-    """They are named when the engine is made."""
-    with pytest.raises((TypeError, ValueError), match=error):
-        make()

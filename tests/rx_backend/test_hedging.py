@@ -441,25 +441,6 @@ async def test_tokens_of_the_loser_are_counted_as_wasted(
     assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == wasted
 
 
-@virtual
-async def test_an_abort_without_a_stop_stops_both() -> None:
-    """Without an adapter the engine can be aborted directly."""
-    first, second, context = (
-        LosableEngine(delay_s=60),
-        LosableEngine(delay_s=60),
-        RequestContext("r1"),
-    )
-    engine = HedgedEngine(first, second, after_s=1)
-    pull = asyncio.ensure_future(anext(engine.generate(counting_request(), context)))
-    await asyncio.sleep(2)
-    await engine.abort(context)
-    await engine.abort(context)
-    await asyncio.sleep(0)
-    assert [*first.aborts, *second.aborts] == [("r1", 2.0), ("r1/hedge", 2.0)]
-    pull.cancel()
-    await asyncio.wait([pull])
-
-
 @pytest.mark.rows("S7")
 @virtual
 async def test_losing_the_last_reference_in_a_race() -> None:
@@ -486,37 +467,6 @@ async def test_a_race_that_is_over_leaves_no_timer() -> None:
     await settle()
     assert now() < 1000
     assert context() is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error"),
-    [
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": -1},
-            "HedgedEngine: after_s: expected a number, at least 0 seconds, got -1",
-        ),
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": True},
-            "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
-        ),
-        (
-            (LosableEngine(), None),
-            {"after_s": 1},
-            "HedgedEngine: engines: expected engines, got None",
-        ),
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": 1, "budget": 0.1},
-            "HedgedEngine: budget: expected RetryBudget or None, got 0.1",
-        ),
-    ],
-)
-def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:
-    """They are named when the engine is made."""
-    with pytest.raises((TypeError, ValueError), match=error):
-        HedgedEngine(*arguments, **options)
 
 
 # Any race, by a model. The first engine's things happen at whole seconds, the second's a third of
