@@ -1,4 +1,4 @@
-"""Pipelines: operators added anywhere, in the wrong place, and those that fail."""
+"""Pipelines: operators added anywhere, and those that fail."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ from rx_backend.errors import Disconnected, StreamIncomplete, Unknown
 from rx_backend.pipeline import standard_pipeline
 from rx_backend.scope import RequestScope
 from tests.engines import (
-    Item,
     ScriptedEngine,
     Step,
     Stream,
@@ -188,24 +187,6 @@ async def test_an_operator_may_stop_its_request(mode: DisaggregationMode, place:
     served = await serve(engine, mode, pipeline=before(place, budget()))
     assert served.tokens == [[1], [2], [3], []]
     assert engine.aborts == [1]
-
-
-# In the wrong place.
-
-
-@operator(takes="items")
-def only_items() -> Stage[Item, Item]:
-    """Pass annotated items on."""
-    item = yield
-    while True:
-        item = yield item
-
-
-@operator(takes="chunks")
-async def only_chunks(source: FusedRun[Any]) -> AsyncGenerator[Any]:
-    """Pass chunks on."""
-    async for chunk in source:
-        yield chunk
 
 
 # Exceptions.
@@ -397,8 +378,7 @@ async def test_an_interrupt_in_an_operator() -> None:
 @virtual
 async def test_an_engine_failure_is_not_attributed_to_an_operator(place: str) -> None:
     """It passes operators of every kind, and no line says that one of them failed."""
-    passing: AnyOperator = only_items() if place == "items" else only_chunks()
-    pipeline = before(place, passing, ops.do_action(), map_async(itself))
+    pipeline = before(place, passing(), ops.do_action(), map_async(itself))
     with capture_logs() as events:
         served = await serve(ScriptedEngine(token(1), LookupError("gone")), pipeline=pipeline)
     assert isinstance(served.last.error, Unknown)
