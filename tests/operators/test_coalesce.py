@@ -15,14 +15,8 @@ from operators import BufferOverflow, CoalesceCounts, coalesce, fuse, until_term
 from rx_backend import LLMEngineOutput, TraceLink
 from rx_backend.testing import run_virtual
 from tests.leaks import LeakWatch
-from tests.operators._drops import Way, by_leaving_a_loop
 from tests.operators._help import (
-    LONG_S,
     Engine,
-    Owner,
-    by_aclose,
-    by_close,
-    by_losing_it,
     handshake,
     now,
     terminal,
@@ -43,14 +37,6 @@ async def received(
         if busy:
             await asyncio.sleep(busy)
     return seen
-
-
-def ids_of(seen: Received) -> list[list[int]]:
-    return [chunk.token_ids for _, chunk in seen]
-
-
-def all_ids_of(seen: Received) -> list[int]:
-    return [token_id for ids in ids_of(seen) for token_id in ids]
 
 
 @pytest.mark.rows("S1", "S4")
@@ -125,48 +111,6 @@ async def test_a_full_buffer_may_fail_the_stream() -> None:
     assert await anext(stream) == token(1, 2, 3)
     with pytest.raises(BufferOverflow, match="the consumer is too slow: 3 chunks are waiting"):
         await anext(stream)
-
-
-# Dropping it, in every state.
-
-
-@pytest.mark.rows("S7")
-@pytest.mark.parametrize(
-    ("every_s", "away_s", "pulls"),
-    [
-        pytest.param(2.0, 0.0, False, id="just-left"),
-        pytest.param(2.0, 1.0, False, id="step-under-way"),
-        pytest.param(2.0, 3.0, False, id="step-under-way-and-some-wait"),
-        pytest.param(None, 1.0, False, id="full"),
-        pytest.param(2.0, 0.0, True, id="consumer-pulls-the-engine"),
-        pytest.param(2.0, 1.0, True, id="consumer-waits-for-a-step"),
-    ],
-)
-@pytest.mark.parametrize("way", [by_close, by_aclose, by_losing_it, by_leaving_a_loop])
-@pytest.mark.parametrize("closing_s", [None, 3.0])
-async def test_a_drop_releases_everything_once(
-    every_s: float | None, away_s: float, pulls: bool, way: Way, closing_s: float | None
-) -> None:
-    """Whether the engine is in a step or not, and whoever waits for it; its clean-up runs once."""
-    engine = Engine(map(token, range(100)), every_s=every_s, closing_s=closing_s)
-    owner: Owner = [fuse(engine(), [coalesce(max_chunks=4)])]
-    await anext(owner[0])
-    if away_s:
-        await asyncio.sleep(away_s)
-    pulling = None
-    if pulls and way in {by_close, by_aclose}:
-        pulling = asyncio.create_task(anext(owner[0], "nothing"))
-        await asyncio.sleep(0.5)
-    await way(owner)
-    await asyncio.sleep(LONG_S)
-    assert engine.closed == 1
-    if pulling is not None:
-        assert await pulling == "nothing"
-    if owner:
-        assert await anext(owner[0], "nothing") == "nothing"
-    before = engine.pulls
-    await asyncio.sleep(LONG_S)
-    assert engine.pulls == before
 
 
 # Any timing.

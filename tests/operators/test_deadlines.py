@@ -20,12 +20,10 @@ from operators import (
     TotalTimeout,
     deadlines,
     fuse,
-    until_terminal,
 )
 from rx_backend.testing import assert_marbles, run_virtual
 from tests.operators._help import (
     LETTERS,
-    LONG_S,
     Bare,
     Chunk,
     Engine,
@@ -135,23 +133,6 @@ async def test_no_deadline_applies_to_an_engine_that_has_ended() -> None:
     assert await collect(fuse(engine, [deadlines(idle_s=3)])) == Seen([token(1)], "completed")
 
 
-async def test_the_total_deadline_runs_while_nobody_pulls() -> None:
-    """The request is stopped when the time is over; the next pull tells the consumer."""
-    engine = Engine([token(1), token(2)], closing_s=1.0)
-    expired = deadlines(total_s=5, scope=told(lambda: engine.journal.append("stopped")))
-    stream = fuse(engine(), [expired])
-    await anext(stream)
-    await asyncio.sleep(4.9)
-    assert engine.journal == ["pull"]
-    await asyncio.sleep(0.2)
-    assert engine.journal == ["pull", "stopped"]
-    with pytest.raises(TotalTimeout):
-        await anext(stream)
-    assert engine.journal == ["pull", "stopped", "closed"]
-    assert asyncio.get_running_loop().time() == 6.0
-    assert (await collect(stream)).items == []
-
-
 async def test_the_request_is_stopped_before_the_engine_is_closed() -> None:
     """The error comes when an engine has finished its clean-up."""
     engine = Engine(ends=False, closing_s=3.0)
@@ -169,20 +150,6 @@ async def test_a_stream_needs_few_timers(timers: list[float]) -> None:
     assert len(seen.items) == 1000
     # A thousand are the engine's own.
     assert len(timers) < 1010
-
-
-@pytest.mark.rows("S7", "P6a")
-@pytest.mark.parametrize("take", [1, 2])
-async def test_nothing_expires_after_the_end(take: int) -> None:
-    """Neither after a drop nor after the terminal is anything called."""
-    expired: list[str] = []
-    engine = Engine([token(1), terminal()])
-    watched = deadlines(idle_s=1, total_s=5, scope=told(lambda: expired.append("expired")))
-    stream = fuse(engine(), [watched, until_terminal()])
-    seen = await collect(stream, take=take)
-    assert engine.closed == 1
-    await asyncio.sleep(LONG_S)
-    assert (len(seen.items), expired) == (take, [])
 
 
 # Arrivals against deadlines against a consumer of its own pace, and drops.

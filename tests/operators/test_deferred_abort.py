@@ -18,11 +18,9 @@ from rx_backend.testing import Marbles
 from tests.operators._help import (
     LETTERS,
     Chunk,
-    Engine,
     Life,
     collect,
     cue,
-    fused,
     handshake,
     now,
     pushed,
@@ -189,107 +187,6 @@ class TestDeferredAbort:
         assert journal == ["chunk 0", "chunk 1", "abort", *(f"chunk {n}" for n in (2, 3, 4))]
         assert list(map(id, seen.items)) == list(map(id, chunks))
 
-    @pytest.mark.rows("A2", "A3")
-    @pytest.mark.parametrize("defer", [True, False])
-    def test_a_stop_that_is_already_set_counts(self, life: Life, defer: bool) -> None:
-        """A level set before the stream is made aborts as one that is set later does."""
-        aborts: list[str] = []
-        stop = Level()
-        stop.on_next(True)
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, defer=defer)
-        life([handshake()], gate)
-        assert aborts == ([] if defer else ["abort"])
-        life([handshake(), token(1), token(2)], gate)
-        assert aborts == ["abort"] * (1 if defer else 2)
-
-    @pytest.mark.rows("A3")
-    @pytest.mark.parametrize("pulled", [0, 1])
-    async def test_an_abort_needs_no_pull(self, pulled: int) -> None:
-        """An abort that needn't wait is made inside the signal, whether or not anyone pulls."""
-        aborts: list[str] = []
-        stop: Subject[bool] = Subject()
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, defer=False)
-        stream = fuse(Engine([token(1)], ends=False)(), [gate])
-        for _ in range(pulled):
-            await anext(stream)
-        stop.on_next(True)
-        assert aborts == ["abort"]
-        await stream.aclose()
-
-    @pytest.mark.rows("A4")
-    @pytest.mark.parametrize("notified_first", [True, False])
-    async def test_a_notified_first_token_opens_the_gate(
-        self, notified_first: bool, level: MakeLevel
-    ) -> None:
-        """The notification is enough, in either order, without a chunk and without a pull."""
-        aborts: list[str] = []
-        stop, notified = level(), level()
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
-        stream = fuse(Engine(ends=False)(), [gate])
-        signals = [notified, stop] if notified_first else [stop, notified]
-        signals[0].on_next(True)
-        assert aborts == []
-        signals[1].on_next(True)
-        assert aborts == ["abort"]
-        await stream.aclose()
-
-    @pytest.mark.rows("A2", "A4")
-    def test_notification_and_first_token_abort_only_once(self, life: Life) -> None:
-        """A first token that was notified is no second one when its chunk comes."""
-        aborts: list[str] = []
-        stop, notified = Level(), Level()
-        life(
-            [handshake(), token(1), token(2)],
-            cue({0: setter(stop), 1: setter(notified), 2: setter(stop)}),
-            deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified),
-        )
-        assert aborts == ["abort"]
-
-    @pytest.mark.rows("A5")
-    @pytest.mark.parametrize(
-        "how", [{}, {"error": LookupError()}, {"take": 1}, {"ends": False}], ids=str
-    )
-    def test_no_abort_if_the_stream_ends_before_its_first_token(
-        self, life: Life, how: dict[str, Any]
-    ) -> None:
-        """However it ended, a later notification triggers no abort, nor does a signal."""
-        aborts: list[str] = []
-        stop, notified = Level(), Level()
-        gate = deferred_abort(lambda: aborts.append("abort"), stop=stop, notified=notified)
-        life([handshake()], cue({0: setter(stop)}), gate, **how)
-        notified.on_next(True)
-        stop.on_next(True)
-        assert aborts == []
-
-    @pytest.mark.rows("A5")
-    @pytest.mark.parametrize("run", [pushed, fused])
-    @pytest.mark.parametrize("is_late", [False, True])
-    def test_a_first_token_in_the_iteration_of_the_drop_wins(
-        self, run: Life, level: MakeLevel, is_late: bool
-    ) -> None:
-        """
-        With ``call_soon`` a notification in the iteration of the drop still aborts.
-
-        Later it does not.
-        """
-        aborts: list[str] = []
-        later: list[Callable[[], None]] = []
-        stop, notified = level(), level()
-        gate = deferred_abort(
-            lambda: aborts.append("abort"),
-            stop=stop,
-            notified=notified,
-            call_soon=later.append,
-        )
-        run([handshake(), handshake()], cue({0: setter(stop)}), gate, take=1)
-        (end_turn,) = later
-        assert aborts == []
-        if is_late:
-            end_turn()
-        notified.on_next(True)
-        assert aborts == ([] if is_late else ["abort"])
-        end_turn()
-
     @pytest.mark.rows("A5")
     @pytest.mark.parametrize("how", [{}, {"error": LookupError()}], ids=str)
     def test_the_streams_own_end_closes_the_gate_at_once(
@@ -303,11 +200,14 @@ class TestDeferredAbort:
         life([handshake()], deferred_abort(_never, stop=Subject(), call_soon=later.append), take=1)
         assert later == []
 
-    @pytest.mark.rows("A5")
+    @pytest.mark.rows("A4", "A5")
     @pytest.mark.parametrize("waits", [True, False])
-    async def test_a_stop_while_the_engine_unwinds(self, waits: bool) -> None:
-        """A first token that it notifies only after the drop triggers no abort."""
+    @pytest.mark.parametrize("is_stopped", [True, False])
+    async def test_a_stop_while_the_engine_unwinds(self, is_stopped: bool, waits: bool) -> None:
+        """A first token that it notifies only after the drop triggers no abort, stopped before or not."""
         stop, notified, steps = Level(), Level(), list[AbortStep]()
+        if is_stopped:
+            stop.on_next(True)
 
         async def engine() -> AsyncGenerator[Chunk]:
             yield handshake()

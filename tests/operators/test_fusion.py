@@ -20,7 +20,6 @@ from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
-    Completed,
     FusedRun,
     Stage,
     complete_with,
@@ -35,7 +34,6 @@ from tests.operators._help import (
     observed,
     same,
     spy,
-    twice,
 )
 
 T = TypeVar("T")
@@ -72,13 +70,6 @@ class TestPull:
         assert await collect(fuse(Engine(range(1, 20_001))(), [last_only()])) == Seen(
             [20_000], "completed"
         )
-
-    async def test_a_stream_without_operators(self) -> None:
-        """An empty list hands the source's items through, and still owns it."""
-        engine = Engine([1, 2, 3])
-        stream = fuse(engine(), [])
-        assert await collect(stream, take=2) == Seen([1, 2], "dropped")
-        assert engine.closed == 1
 
 
 class TestConcurrency:
@@ -157,13 +148,6 @@ class TestSources:
         seen = await collect(fuse(source, [same()]), take=take)
         assert seen == Seen([1, 2, 3][:take], "completed" if take is None else "dropped")
         assert source.closed == 1
-
-    async def test_streams_may_be_stacked(self) -> None:
-        """A stream is an asynchronous iterator too; the outer one owns the inner one."""
-        engine = Engine([1, 2], closing_s=1.0)
-        seen = await collect(fuse(fuse(engine(), [twice()]), [twice()]))
-        assert seen == Seen([1] * 4 + [2] * 4, "completed")
-        assert engine.closed == 1
 
     @pytest.mark.rows("S6")
     @pytest.mark.parametrize("wrong", [TypeError("wrong"), StopIteration("wrong")], ids=repr)
@@ -394,47 +378,6 @@ def _raised_in(error: BaseException | None) -> str:
 
 async def _next_of(stream: AsyncIterator[int]) -> int:
     return await anext(stream)
-
-
-@operator
-def clumsy(where: str) -> Stage[Any, Any]:
-    """Fails in its set-up, at an item, or at the end."""
-    if where == "set-up":
-        raise LookupError(where)
-    item = yield
-    try:
-        while True:
-            if where == "item":
-                raise LookupError(where)
-            item = yield item
-    except Completed:
-        raise LookupError(where) from None
-
-
-async def clumsy_step(item: Any) -> Any:
-    raise LookupError("step")
-
-
-@pytest.mark.parametrize(
-    ("broken", "name"),
-    [
-        (clumsy("set-up"), "clumsy"),
-        (clumsy("item"), "clumsy"),
-        (clumsy("end"), "clumsy"),
-        (map_async(clumsy_step), "map_async"),
-    ],
-)
-async def test_an_error_says_which_operator_raised_it(broken: AnyOperator, name: str) -> None:
-    """As a note, which tracebacks show; the engine's own errors have none."""
-    error: Exception | None
-    try:
-        error = (await collect(fuse(Engine([1])(), [same(), broken]))).error
-    except LookupError as raised:
-        error = raised
-    assert error is not None
-    assert error.__notes__ == [f"raised by the operator {name}"]
-    seen = await collect(fuse(Engine(error=ValueError("engine"))(), [same()]))
-    assert not hasattr(seen.error, "__notes__")
 
 
 @callbacks()

@@ -11,11 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import reactivex
 from reactivex import operators as ops
-from reactivex.subject import Subject
 
-from operators import coalesce, deferred_abort, fuse, heartbeat, map_async, until_terminal
+from operators import coalesce, fuse, heartbeat, map_async, until_terminal
 from operators.assembly import Callbacks, callbacks, make_stream
 from operators.authoring import AnyOperator, FusedRun, Stage, emit, operator
 from tests.operators._help import (
@@ -112,50 +110,6 @@ class TestTheEnginesOwn:
         assert journal[1:] == ["interrupt", "dropped", "!"]
         assert engine.closed == 1
         assert await collect(stream) == Seen([], "completed")
-
-    @pytest.mark.rows("A4", "A5")
-    @pytest.mark.parametrize("is_drop", [True, False])
-    async def test_the_gate_stays_closed_during_a_cancellation(self, is_drop: bool) -> None:
-        """
-        A first token notified meanwhile opens nothing in a drop.
-
-        Otherwise it does afterwards.
-        """
-        aborts: list[float] = []
-        clock = asyncio.get_running_loop().time
-        told: Subject[bool] = Subject()
-
-        async def engine() -> AsyncGenerator[Any]:
-            try:
-                async with asyncio.timeout(None if is_drop else 1):
-                    await asyncio.Event().wait()
-            except (TimeoutError, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError):
-                    told.on_next(True)
-                    raise
-            finally:
-                if is_drop:
-                    await asyncio.sleep(1)
-            yield token(1)
-
-        stream = fuse(
-            engine(),
-            [
-                deferred_abort(
-                    lambda: aborts.append(clock()),
-                    stop=reactivex.of(True),
-                    notified=told,
-                    call_soon=asyncio.get_running_loop().call_soon,
-                )
-            ],
-        )
-        consumer = asyncio.create_task(collect(stream))
-        await asyncio.sleep(0.5)
-        if is_drop:
-            consumer.cancel()
-        await asyncio.wait([consumer])
-        await asyncio.sleep(10)
-        assert aborts == ([] if is_drop else [1.0])
 
 
 async def collect_plainly(stream: Any) -> None:

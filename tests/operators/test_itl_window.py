@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from operators import LatencyFigures, TokenTimes, fuse, itl_window, sliding_itl
+from operators import LatencyFigures, TokenTimes, itl_window, sliding_itl
 from rx_backend.testing import Marbles
-from tests.operators._help import LETTERS, Engine, Life, collect, handshake, terminal, token
+from tests.operators._help import LETTERS, Life, handshake, terminal, token
 
 VALUES = {**LETTERS, "m": token(1, 2, 3)}
 
@@ -44,19 +43,6 @@ class TestItlWindow:
         assert list(times.times) == times_s
         assert played.subscriptions == [subscription]
 
-    @pytest.mark.rows("F2", "F3", "F4", "F5", "P3")
-    def test_the_record_has_the_figures_of_a_request(self, life: Life) -> None:
-        """Token counts, gaps and finish reason are those of the chunks, handshakes left out."""
-        times = TokenTimes(scripted(10.0, 10.5, 10.6, 10.9))
-        last = terminal(5, 6, 7, reason="length")
-        chunks = [handshake(), token(1), token(2), handshake(), last]
-        seen = life(chunks, itl_window(times))
-        assert list(map(id, seen.items)) == list(map(id, chunks))
-        assert times.ttft_ms == pytest.approx(500)
-        assert times.itl_ms() == pytest.approx([100, 300])
-        assert times.itl_per_token_ms() == pytest.approx([100, 100, 100, 100])
-        assert (times.output_tokens, times.finish_reason) == (5, "length")
-
     @pytest.mark.rows("P8")
     def test_one_clock_read_per_chunk_with_tokens(self, life: Life) -> None:
         """The clock is read at the start and for each chunk with tokens, and never otherwise."""
@@ -69,17 +55,6 @@ class TestItlWindow:
         chunks = [handshake(), token(1), handshake(), token(2, 3), terminal(4), terminal()]
         life(chunks, itl_window(TokenTimes(clock)))
         assert len(reads) == 1 + 3
-
-    @pytest.mark.rows("F2")
-    async def test_time_starts_when_the_stream_is_created(self) -> None:
-        """The stream's beginning counts, not the consumer's first pull, and not the record's."""
-        loop = asyncio.get_running_loop()
-        times = TokenTimes(loop.time)
-        await asyncio.sleep(5)
-        stream = fuse(Engine([token(1), token(2)], every_s=0.5)(), [itl_window(times)])
-        await asyncio.sleep(3)
-        await collect(stream)
-        assert (times.started, times.ttft_ms, times.itl_ms()) == (5.0, 3500.0, [500.0])
 
     @pytest.mark.rows("P5")
     @pytest.mark.parametrize(

@@ -9,14 +9,11 @@ import pytest
 import reactivex
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reactivex.subject import Subject
 
 from operators import (
-    AbortStep,
     Outcome,
     TokenTimes,
     coalesce,
-    deferred_abort,
     itl_window,
     limit_tokens,
     on_outcome,
@@ -35,7 +32,7 @@ from rx_backend import (
     StreamIncomplete,
 )
 from tests.engines import ScriptedEngine
-from tests.operators._help import Life, handshake, terminal, token
+from tests.operators._help import Life, terminal, token
 
 STOP, LENGTH, CANCELLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED
 ERROR = FinishReason.error("boom")
@@ -297,31 +294,3 @@ def test_the_outcome_is_reported_once(
     )
     assert one.times is times
     assert one.is_dropped is (outcome.finish_reason is None and outcome.error is None)
-
-
-@pytest.mark.rows("A2", "A3", "A4", "A5")
-@pytest.mark.parametrize(
-    ("chunks", "stop_at", "defer", "steps"),
-    [
-        ([token(1), terminal()], 0, False, [AbortStep.CALLED_IMMEDIATELY]),
-        ([token(1), terminal()], 0, True, [AbortStep.CALLED_AFTER_DEFERRAL]),
-        ([token(1), token(2), terminal()], 1, True, [AbortStep.CALLED_IMMEDIATELY]),
-        ([handshake(), terminal()], 0, True, [AbortStep.SUPPRESSED]),
-        ([token(1), terminal()], None, True, None),
-    ],
-)
-def test_the_gate_reports_the_steps_of_the_abort(
-    chunks: list[Any], stop_at: int | None, defer: bool, steps: list[AbortStep] | None
-) -> None:
-    """First that it was asked for, then one thing more; nothing for a stream without a stop."""
-    told: list[AbortStep] = []
-    source: Subject[Any] = Subject()
-    stop: Subject[Any] = Subject()
-    gate = deferred_abort(lambda: None, stop=stop, defer=defer, on_step=told.append)
-    source.pipe(gate).subscribe()
-    for place, chunk in enumerate(chunks):
-        if place == stop_at:
-            stop.on_next(True)
-        source.on_next(chunk)
-    source.on_completed()
-    assert told == ([] if steps is None else [AbortStep.REQUESTED, *steps])

@@ -10,7 +10,6 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
 from operators import TokenTimes, fuse, itl_window, record_span
-from operators import until_terminal as until
 from operators.authoring import Stage, operator
 from tests.operators._help import Engine, Life, Seen, handshake, terminal, token
 from tests.spans import Spans, rows_of
@@ -110,26 +109,6 @@ class TestOutcomes:
         attributes = written(spans)
         assert (attributes["setup_ms"], attributes["ttft_ms"]) == (2.33, 12.35)
 
-    @pytest.mark.rows("P3")
-    @pytest.mark.parametrize("stopped", [True, False])
-    def test_cancelled_says_whether_a_stop_was_requested(
-        self, life: Life, spans: Spans, stopped: bool
-    ) -> None:
-        """A cancelled terminal that the engine sends by itself is one without a stop."""
-        chunks = [token(1), terminal(reason="cancelled")]
-        life(chunks, record_span(start(spans), is_cancelled=lambda: stopped))
-        attributes = written(spans)
-        assert attributes == {"cancelled": stopped, "finish_reason": "cancelled"}
-        assert status(spans) == FINE
-
-    @pytest.mark.rows("P6")
-    def test_an_error_terminal_sets_the_status(self, life: Life, spans: Spans) -> None:
-        """A reason that says ``is_error`` gives status ERROR with its name."""
-        last = terminal(reason=Reason('Error("boom")', is_error=True))
-        life([last], record_span(start(spans), reason_name=name_of))
-        assert written(spans)["finish_reason"] == 'Error("boom")'
-        assert status(spans) == (StatusCode.ERROR, 'Error("boom")')
-
     @pytest.mark.rows("P4")
     def test_a_failure(self, life: Life, spans: Spans) -> None:
         """Kind and status of the error, what was counted so far, and no finish reason."""
@@ -175,31 +154,6 @@ class TestOutcomes:
             **FIGURES,
         }
         assert status(spans) == DROPPED
-
-    @pytest.mark.rows("P5")
-    async def test_a_stream_that_is_never_pulled(self, spans: Spans) -> None:
-        """Dropping a stream nobody pulled records the drop, with no token."""
-        times = ticking(1)
-        stream = fuse(
-            Engine([terminal(1)])(), [itl_window(times), record_span(start(spans), times)]
-        )
-        assert spans.finished == ()
-        stream.close()
-        assert written(spans) == {"cancelled": True, "finish_reason": "Dropped", "output_tokens": 0}
-
-    @pytest.mark.rows("P6a", "P7")
-    @pytest.mark.parametrize("with_times", [True, False])
-    async def test_the_terminal_completes_the_request(self, spans: Spans, with_times: bool) -> None:
-        """A consumer that stops after the terminal has completed it: the span has ended by then."""
-        times = ticking(0, 1)
-        stream = fuse(
-            Engine([terminal(1), token(2)])(),
-            [until(), itl_window(times), record_span(start(spans), times if with_times else None)],
-        )
-        await anext(stream)
-        assert written(spans)["finish_reason"] == "stop"
-        stream.close()
-        assert status(spans) == FINE
 
     @pytest.mark.rows("P5", "P8")
     @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ from tests.operators._help import Bare, Engine, Life, Seen, collect, same, spy, 
 
 Ints = Stage[int, int]
 
+SECRET = "what a user wrote"
+
 shared = callbacks(shared=True)
 
 
@@ -248,15 +250,15 @@ class TestEnd:
         assert life([1, 2], *stages) == Seen([99], "completed")
         assert journal == ["a1", "a!", "b#", "c99", "c|"]
 
-    @pytest.mark.rows("S7")
+    @pytest.mark.rows("O4", "S7")
     @pytest.mark.parametrize("form", ["generator", "callbacks"])
     def test_a_failing_release_does_not_prevent_others(
         self, life: Life, form: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What it raises in a drop is logged with the operator's name."""
+        """What it raises in a drop is logged with the operator's name, and without its message."""
 
         def refuse(*_: object) -> Any:
-            raise LookupError("broken release")
+            raise LookupError(SECRET)
 
         @operator
         def clumsy() -> Ints:
@@ -279,6 +281,8 @@ class TestEnd:
         assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
             (logging.ERROR, f"operator {broken.name} failed while being closed")
         ]
+        assert "LookupError" in caplog.text
+        assert SECRET not in caplog.text
         caplog.clear()
 
 

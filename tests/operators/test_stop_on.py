@@ -145,13 +145,6 @@ def of_choice(index: int | None, *token_ids: int) -> LLMEngineOutput:
     return LLMEngineOutput(list(token_ids), index=index)
 
 
-def test_choices_do_not_wait_for_each_other() -> None:
-    """One choice is undecided; another's chunks pass it."""
-    source = [of_choice(0, 2), of_choice(1, 5), of_choice(2, 2), of_choice(1, 6), of_choice(0, 4)]
-    seen = pushed(source, stop_on([[2, 3]]), ends=False)
-    assert seen.items == [source[1], source[3], source[0], source[4]]
-
-
 @pytest.mark.rows("S1", "E3")
 @pytest.mark.parametrize("end", ["completed", "match"])
 def test_held_chunks_come_out_by_answer(life: Life, end: str) -> None:
@@ -207,14 +200,6 @@ def test_a_chunk_is_cut_with_its_per_token_data(life: Life) -> None:
         stop_reason=3,
     )
     assert chunks == source()
-
-
-@pytest.mark.rows("E3")
-def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
-    """The engine's reason gives way, as its tokens do; one without a match stays."""
-    assert life([token(1), terminal(2, 3, reason="length")], stop_on(2)).items[-1] == terminal()
-    own = terminal(1, 4, reason="length")
-    assert life([token(3), own], stop_on([[4, 5]])).items[-1] is own
 
 
 @pytest.mark.rows("S1")

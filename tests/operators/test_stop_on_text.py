@@ -165,11 +165,3 @@ def test_tokens_and_log_probs_are_cut_with_their_text(life: Life) -> None:
         ],
         "completed",
     )
-
-
-@pytest.mark.rows("E3")
-def test_a_match_in_the_engine_terminal_counts(life: Life) -> None:
-    """The engine's reason gives way, as its text does."""
-    own = LLMEngineOutput(text="a#b", finish_reason=FinishReason.LENGTH)
-    (last,) = life([own], stop_on_text("#")).items
-    assert last == LLMEngineOutput(text="a", finish_reason=FinishReason.STOP, stop_reason="#")

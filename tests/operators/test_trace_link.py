@@ -50,25 +50,6 @@ def test_the_first_chunk_with_tokens_is_stamped(source: str, result: str, on_ter
         assert_marbles(made, source=source, result=line, values=STAMPED)
 
 
-@pytest.mark.rows("T3", "T4")
-@pytest.mark.parametrize(
-    ("on_terminal", "chunks", "expected"),
-    [
-        (False, [linked(token(1)), linked(token(2)), token(3)], [OURS, THEIRS, None]),
-        (True, [linked(token(1)), linked(token(2)), linked(terminal(4))], [OURS, THEIRS, THEIRS]),
-        (True, [linked(terminal())], [THEIRS]),
-        (True, [linked(terminal(1))], [OURS]),
-    ],
-    ids=["later-chunks", "a-later-terminal", "a-bare-terminal", "a-terminal-with-the-first-token"],
-)
-def test_only_the_first_chunk_with_tokens_loses_the_engines_link(
-    life: Life, on_terminal: bool, chunks: list[Chunk], expected: list[object]
-) -> None:
-    """It is overwritten, be it a terminal; later chunks and a bare terminal keep theirs."""
-    seen = life(chunks, trace_link(OURS, on_terminal=on_terminal))
-    assert links(seen.items) == expected
-
-
 @pytest.mark.rows("S1", "T3", "T4")
 @pytest.mark.parametrize("on_terminal", [False, True])
 def test_the_engines_chunk_is_unchanged(life: Life, on_terminal: bool) -> None:
@@ -78,13 +59,3 @@ def test_the_engines_chunk_is_unchanged(life: Life, on_terminal: bool) -> None:
     assert links(chunks) == [None, None, None, THEIRS]
     same = [given is got for given, got in zip(chunks, seen.items, strict=True)]
     assert same == [True, False, True, True]
-
-
-@pytest.mark.rows("T5", "S1")
-@pytest.mark.parametrize("on_terminal", [False, True])
-def test_without_a_link_nothing_is_stamped(life: Life, on_terminal: bool) -> None:
-    """Chunks pass as they are, those that carry a link of their own too."""
-    chunks = [handshake(), linked(token(1)), token(2), terminal()]
-    seen = life(chunks, trace_link(None, on_terminal=on_terminal))
-    assert list(map(id, seen.items)) == list(map(id, chunks))
-    assert links(seen.items) == [None, THEIRS, None, None]

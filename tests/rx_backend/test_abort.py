@@ -7,9 +7,9 @@ import threading
 from itertools import product
 
 import pytest
-from reactivex.subject import ReplaySubject, Subject
+from reactivex.subject import ReplaySubject
 
-from operators import AbortStep, abort_gate, deferred_abort
+from operators import AbortStep, deferred_abort
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.errors import BackendError, Disconnected
@@ -126,21 +126,6 @@ async def test_explicit_arguments_override_the_scope() -> None:
     )
 
 
-@pytest.mark.rows("A2", "C3")
-@pytest.mark.parametrize("mode", MODES)
-@virtual
-async def test_signals_of_many_threads_abort_once(mode: DisaggregationMode) -> None:
-    """However many threads signal, the engine's abort runs once, on the stream's loop."""
-    context = RequestContext()
-    engine = ScriptedEngine(token(1), 60, stop())
-    stream = await adapter_of(engine, mode, Spans()).generate(request(), context)
-    await anext(stream)
-    await asyncio.gather(*map(asyncio.to_thread, [context.stop_generating, context.kill] * 5))
-    await asyncio.sleep(1)
-    assert len(engine.aborts) == 1
-    await stream.aclose()
-
-
 @pytest.mark.rows("A2", "S5")
 @pytest.mark.parametrize("mode", MODES)
 @virtual
@@ -186,31 +171,6 @@ async def test_a_slow_abort_does_not_delay_the_stream(mode: DisaggregationMode) 
     served = await serve(engine, mode, signals=[(0.5, STOP)])
     assert served.tokens == [[1], [2], []]
     assert (engine.aborts, engine.closes, ended) == ([0.5], [1], [5.5])
-
-
-@pytest.mark.rows("A8")
-@pytest.mark.parametrize(
-    ("signals", "fired"),
-    [
-        ("stop opened", ["opened"]),
-        ("opened stop", ["stop"]),
-        ("stop stop opened opened stop", ["opened"]),
-        ("stop", []),
-        ("opened", []),
-        ("closed stop opened", []),
-        ("stop closed opened", []),
-        ("stop opened closed stop opened", ["opened"]),
-    ],
-)
-def test_the_gate_works_on_its_own(signals: str, fired: list[str]) -> None:
-    """Made of three plain Observables it fires once, when stop and opening have both come."""
-    subjects: dict[str, Subject[bool]] = {name: Subject() for name in ("stop", "opened", "closed")}
-    heard: list[str] = []
-    current = ""
-    abort_gate(**subjects).subscribe(lambda _: heard.append(current))
-    for current in signals.split():
-        subjects[current].on_next(True)
-    assert heard == fired
 
 
 # The gate closes with the drop.

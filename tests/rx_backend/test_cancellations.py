@@ -132,25 +132,6 @@ async def test_an_engine_that_cancels_an_operators_task() -> None:
     assert [event for event in events if event["log_level"] == "error"] == []
 
 
-@pytest.mark.rows("S6", "S9")
-@EVERY_PIPELINE
-@virtual
-async def test_an_engine_may_survive_its_own_cancellation(pipeline: Pipeline) -> None:
-    """A time limit within the engine cancels the pull, and takes that back."""
-
-    async def steps() -> AsyncGenerator[LLMEngineOutput]:
-        yield token(1)
-        try:
-            async with asyncio.timeout(1):
-                await asyncio.sleep(60)
-        except TimeoutError:
-            yield token(2)
-        yield stop()
-
-    served = await serve(FunctionEngine(steps), pipeline=pipeline)
-    assert served.tokens == [[1], [2], []]
-
-
 # Task groups.
 
 

@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from rx_backend.context import RequestContext
-from rx_backend.disagg import DisaggregationMode
 from rx_backend.engine import EngineConfig, LLMEngine, check_config, check_methods, open_chunks
 from rx_backend.engines import SampleEngine
 from rx_backend.errors import (
@@ -43,8 +42,6 @@ from tests.engines import (
 )
 from tests.logs import capture_logs
 from tests.spans import Spans, rows_of
-
-MODES = list(DisaggregationMode)
 
 # What engines raise, and what the consumer gets of it.
 FAILURES = [
@@ -138,21 +135,6 @@ async def test_a_slow_close_does_not_delay_the_terminal(end: Step) -> None:
     assert (now(), engine.closed) == (5, 1)
     assert isinstance(tasks[0], asyncio.Task)
     assert tasks[0] is tasks[1]
-
-
-@pytest.mark.rows("S2")
-@virtual
-async def test_a_failing_close_does_not_affect_the_stream(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """What the engine's ``finally`` raises is logged; the consumer has its items."""
-    engine = ScriptedEngine(token(1), stop(), closing=[0, RuntimeError("leak")])
-    stream = await adapter_of(engine).generate(request())
-    assert tokens_of(await collect(stream)) == [[1], []]
-    await stream.aclose()
-    assert [record.message for record in caplog.records] == [
-        "closing the source of a stream failed"
-    ]
 
 
 # Failures.

@@ -1,4 +1,4 @@
-"""What engines made of engines leave behind."""
+"""What engines made of engines leave behind, and what they can't be made of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from rx_backend.engines import SampleEngine
 from rx_backend.errors import Disconnected
 from rx_backend.failover import FailoverEngine
 from rx_backend.hedging import HedgedEngine
+from rx_backend.retry_budget import RetryBudget
 from tests.engines import (
     ScriptedEngine,
     Step,
@@ -95,3 +97,47 @@ def test_one_engine_that_needs_a_tokenizer_is_enough(combine: Callable[..., LLME
 
     assert combine(SampleEngine(), Remote()).needs_tokenizer
     assert not combine(SampleEngine(), Bare()).needs_tokenizer
+
+
+NO_BUDGET: Any = 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (FailoverEngine, "FailoverEngine: engines: expected one or more"),
+        (
+            lambda: FailoverEngine(sample(), limit=-1),
+            "FailoverEngine: limit: expected a whole number, at least 0",
+        ),
+        (
+            lambda: FailoverEngine(sample(), limit=True),
+            "FailoverEngine: limit: expected a whole number, at least 0",
+        ),
+        (
+            lambda: FailoverEngine(sample(), budget=NO_BUDGET),
+            "FailoverEngine: budget: expected RetryBudget or None, got 0.2",
+        ),
+        (
+            lambda: HedgedEngine(sample(), sample(), after_s=-1),
+            "HedgedEngine: after_s: expected a number, at least 0 seconds, got -1",
+        ),
+        (
+            lambda: HedgedEngine(sample(), sample(), after_s=True),
+            "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
+        ),
+        (
+            lambda: HedgedEngine(sample(), sample(), after_s=1, budget=NO_BUDGET),
+            "HedgedEngine: budget: expected RetryBudget or None, got 0.2",
+        ),
+        (
+            lambda: RetryBudget(ratio=-1),
+            "RetryBudget: ratio: expected a number, at least 0, got -1",
+        ),
+        (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),
+    ],
+)
+def test_bad_arguments(make: Callable[[], object], error: str) -> None:
+    """They are named when the engine is made."""
+    with pytest.raises((TypeError, ValueError), match=error):
+        make()

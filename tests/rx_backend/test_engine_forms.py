@@ -40,9 +40,6 @@ from tests.engines.leaving import (
     WAYS_OF_LEAVING,
     Box,
     Leave,
-    aclose,
-    leave_async_with,
-    lose_the_last_reference,
 )
 from tests.spans import Spans, rows_of
 
@@ -289,29 +286,12 @@ async def test_a_drop(form: Form, leave: Leave) -> None:
         box.clear()
 
 
-@pytest.mark.rows("E2", "S7", "P5")
-@pytest.mark.parametrize("leave", [aclose, lose_the_last_reference, leave_async_with])
-@FORMS
-@virtual
-async def test_a_drop_before_the_first_pull(form: Form, leave: Leave) -> None:
-    """Who never pulls never starts the engine, and its span has ended as dropped."""
-    spans = Spans()
-    engine = FormedEngine(form, token(1), stop())
-    box: Box = [await adapter_of(engine, spans=spans).generate(request())]
-    await asyncio.sleep(1)
-    await leave(box)
-    box.clear()
-    await asyncio.sleep(1)
-    assert (engine.calls, engine.pulls, engine.closes) == (1, 0, [])
-    assert status_of(spans.one()) == DROPPED
-
-
 @pytest.mark.rows("E2", "S4")
-@pytest.mark.parametrize("form", [generator, pytest.param(async_observable, marks=NEEDS)])
+@NEEDS
 @virtual
-async def test_back_pressure(form: Form) -> None:
+async def test_back_pressure() -> None:
     """The engine is never ahead of its consumer: ``asend`` waits as a ``yield`` does."""
-    engine = FormedEngine(form, *map(token, range(5)), stop())
+    engine = FormedEngine(async_observable, *map(token, range(5)), stop())
     stream = await adapter_of(engine).generate(request())
     for pulled in range(6):
         await asyncio.sleep(10)

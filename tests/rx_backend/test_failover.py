@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -371,25 +370,6 @@ async def test_prompt_details_are_those_of_the_clients_prompt(
 # Stops.
 
 
-@pytest.mark.rows("A2", "A3", "A6", "E4")
-@pytest.mark.parametrize("signal", [RequestContext.stop_generating, RequestContext.kill])
-@virtual
-async def test_a_stop_reaches_the_active_engine(signal: Callable[[RequestContext], None]) -> None:
-    """The lost one is not aborted, the spare once, and its own end stands."""
-    lost, spare, context = LosableEngine(lives=1), LosableEngine(), RequestContext("r1")
-    stream = await adapter_of(FailoverEngine(lost, spare)).generate(counting_request(), context)
-    items = [await anext(stream), await anext(stream)]
-    signal(context)
-    signal(context)
-    await asyncio.sleep(0.5)
-    assert spare.aborts == [("r1/resume-1", 2.0)]
-    items += await collect(stream)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    assert chunk_of(items[-1]).completion_usage == usage(3, 2)
-    assert spare.contexts[0].is_killed == context.is_killed
-    assert lost.aborts == []
-
-
 @pytest.mark.rows("A2", "A3", "A5")
 @pytest.mark.parametrize("mode", ["agg", "decode"])
 @virtual
@@ -696,36 +676,3 @@ async def test_optional_methods_may_be_missing() -> None:
     assert await engine.is_quiescent()
     assert await engine.health_check_payload() is None
     await engine.drain()
-
-
-NO_BUDGET: Any = 0.2
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (FailoverEngine, "FailoverEngine: engines: expected one or more"),
-        (lambda: FailoverEngine(7), "FailoverEngine: engines: expected engines, got 7"),  # type: ignore[arg-type]
-        (
-            lambda: FailoverEngine(LosableEngine(), limit=-1),
-            "limit: expected a whole number, at least 0",
-        ),
-        (
-            lambda: FailoverEngine(LosableEngine(), budget=NO_BUDGET),
-            "budget: expected RetryBudget or None, got 0.2",
-        ),
-        (
-            lambda: FailoverEngine(LosableEngine(), limit=True),
-            "limit: expected a whole number, at least 0",
-        ),
-        (
-            lambda: RetryBudget(ratio=-1),
-            "RetryBudget: ratio: expected a number, at least 0, got -1",
-        ),
-        (lambda: RetryBudget(burst=float("nan")), "RetryBudget: burst: expected a number"),
-    ],
-)
-def test_bad_arguments(make: Callable[[], object], error: str) -> None:
-    """They are named when the engine is made."""
-    with pytest.raises((TypeError, ValueError), match=error):
-        make()

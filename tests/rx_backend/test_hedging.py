@@ -85,49 +85,6 @@ async def answer(first: LLMEngine, second: LLMEngine, after_s: float, mode: str 
     return await serve(engine, mode, asked=counting_request())
 
 
-@pytest.mark.rows("A2", "S1", "P7")
-@virtual
-async def test_the_second_engine_answers_first() -> None:
-    """The first is aborted once and closed; a stop after that reaches the second alone."""
-    spans = Spans()
-    slow, fast, context = LosableEngine(delay_s=60), LosableEngine(), RequestContext("r1")
-    engine = HedgedEngine(slow, fast, after_s=2)
-    stream = await adapter_of(engine, spans=spans).generate(counting_request(), context)
-    assert flat([await anext(stream), await anext(stream)]) == [3, 4]
-    assert slow.aborts == [("r1", 3.0)]
-    assert slow.closed == 1
-    assert not context.is_stopped
-    context.stop_generating()
-    items = await collect(stream)
-    assert chunk_of(items[-1]).finish_reason == FinishReason.CANCELLED
-    await asyncio.sleep(0)
-    assert fast.aborts == [("r1/hedge", 4.0)]
-    assert (len(slow.aborts), fast.closed) == (1, 1)
-    assert winners(spans) == ["second"]
-
-
-@pytest.mark.rows("A2", "A3", "A4")
-@pytest.mark.parametrize("mode", ["agg", "decode"])
-@virtual
-async def test_a_stop_during_a_race_stops_both(mode: str) -> None:
-    """Each is aborted once at most: at once, or in decode mode at its own first token."""
-    first, second, context = (
-        ScriptedEngine(8, token(3), stop()),
-        ScriptedEngine(5, token(7), 1, stop()),
-        RequestContext(),
-    )
-    engine = HedgedEngine(first, second, after_s=1)
-    stream = await adapter_of(engine, mode).generate(counting_request(), context)
-    pull = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(3)
-    context.stop_generating()
-    assert flat([await pull]) == [7]
-    await asyncio.sleep(0)
-    await collect(stream)
-    assert first.aborts == ([3.0] if mode == "agg" else [])
-    assert second.aborts == ([3.0] if mode == "agg" else [6.0])
-
-
 def logged(log: list[str], name: str, setup_s: float) -> ScriptedEngine:
     """Return an engine that logs when its ``generate`` has returned, and when it is aborted."""
 
@@ -484,25 +441,6 @@ async def test_tokens_of_the_loser_are_counted_as_wasted(
     assert meters.counts("rx_backend.tokens.wasted", "gen_ai.token.type") == wasted
 
 
-@virtual
-async def test_an_abort_without_a_stop_stops_both() -> None:
-    """Without an adapter the engine can be aborted directly."""
-    first, second, context = (
-        LosableEngine(delay_s=60),
-        LosableEngine(delay_s=60),
-        RequestContext("r1"),
-    )
-    engine = HedgedEngine(first, second, after_s=1)
-    pull = asyncio.ensure_future(anext(engine.generate(counting_request(), context)))
-    await asyncio.sleep(2)
-    await engine.abort(context)
-    await engine.abort(context)
-    await asyncio.sleep(0)
-    assert [*first.aborts, *second.aborts] == [("r1", 2.0), ("r1/hedge", 2.0)]
-    pull.cancel()
-    await asyncio.wait([pull])
-
-
 @pytest.mark.rows("S7")
 @virtual
 async def test_losing_the_last_reference_in_a_race() -> None:
@@ -529,37 +467,6 @@ async def test_a_race_that_is_over_leaves_no_timer() -> None:
     await settle()
     assert now() < 1000
     assert context() is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error"),
-    [
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": -1},
-            "HedgedEngine: after_s: expected a number, at least 0 seconds, got -1",
-        ),
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": True},
-            "HedgedEngine: after_s: expected a number, at least 0 seconds, got True",
-        ),
-        (
-            (LosableEngine(), None),
-            {"after_s": 1},
-            "HedgedEngine: engines: expected engines, got None",
-        ),
-        (
-            (LosableEngine(), LosableEngine()),
-            {"after_s": 1, "budget": 0.1},
-            "HedgedEngine: budget: expected RetryBudget or None, got 0.1",
-        ),
-    ],
-)
-def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: str) -> None:
-    """They are named when the engine is made."""
-    with pytest.raises((TypeError, ValueError), match=error):
-        HedgedEngine(*arguments, **options)
 
 
 # Any race, by a model. The first engine's things happen at whole seconds, the second's a third of

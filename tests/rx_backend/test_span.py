@@ -187,32 +187,6 @@ async def test_a_drop_is_recorded_with_what_was_counted(mode: DisaggregationMode
     assert seconds(spans.one()) == (0, 5)
 
 
-@pytest.mark.rows("P6a", "P7")
-@pytest.mark.parametrize(
-    ("end", "name"),
-    [(stop(), "finish_reason"), (Disconnected("gone"), "error_kind")],
-    ids=["terminal", "error"],
-)
-@pytest.mark.parametrize("leave", ["read on", "close", "forget"])
-@virtual
-async def test_taking_the_last_item_completes_the_request(end: Step, name: str, leave: str) -> None:
-    """A consumer that leaves with the terminal or the error item in hand is no drop."""
-    spans = Spans()
-    stream = await adapter_of(ScriptedEngine(2, end), spans=spans).generate(request())
-    await anext(stream)
-    if leave == "read on":
-        assert await collect(stream) == []
-    elif leave == "close":
-        await stream.aclose()
-    del stream
-    await asyncio.sleep(5)
-    row = rows_of(spans.one())
-    assert row.pop(name) in {"Stop", "Backend(Disconnected)"}
-    assert row["cancelled"] is False
-    assert status_of(spans.one()) != DROPPED
-    assert seconds(spans.one()) == (0, 2)
-
-
 @pytest.mark.rows("P7")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from opentelemetry.trace import SpanContext, StatusCode
 from operators import (
     Drains,
     FirstTokenTimeout,
-    IdleTimeout,
     Pipeline,
     abort_gate,
     coalesce,
@@ -287,37 +286,6 @@ async def test_how_a_drain_ends(case: str, traced: bool) -> None:
     assert drains.timed_out == (case == "too slow")
 
 
-@pytest.mark.rows("A5", "S7")
-@virtual
-async def test_a_drop_beyond_the_limit_is_not_drained() -> None:
-    """It is closed at its drop and not aborted, stopped or not."""
-    async with Drains(limit=1, grace_s=0) as drains:
-        engine = ScriptedEngine(5, token(1), 60)
-        adapter = decoding(engine, drains)
-        contexts = [RequestContext() for _ in range(3)]
-        streams = [[await adapter.generate(request(), context)] for context in contexts]
-        contexts[2].stop_generating()
-        await asyncio.gather(*map(cancel_in_a_pull, streams))
-        assert engine.closes == [1, 1]
-        await drains.wait()
-        assert (engine.aborts, engine.closes, drains.refused) == ([5], [1, 1, 5], 2)
-
-
-@pytest.mark.rows("A1", "S1", "S2", "P3", "T3")
-@virtual
-async def test_a_stream_that_is_not_dropped_is_unchanged() -> None:
-    """Items, span and link are those of the standard pipeline, and nothing is left."""
-    script = [1, HANDSHAKE, 1, token(1), 1, token(2), 1, stop()]
-    async with Drains() as drains:
-        engine = ScriptedEngine(*script)
-        drained = await serve(engine, "decode", pipeline=draining(drains))
-        plain = await serve(ScriptedEngine(*script), "decode")
-    assert (drained.tokens, drained.row) == (plain.tokens, plain.row)
-    assert (engine.aborts, engine.closed, drains.drained) == ([], 1, 0)
-    links = [chunk_of(item).worker_trace_link is not None for item in drained.items]
-    assert links == [False, True, False, False]
-
-
 class Transfers(LLMEngine):
     """
     Moves a request's KV blocks from a peer before its first token, as decode engines do.
@@ -574,24 +542,6 @@ async def test_a_first_token_timeout(mode: str, aborts: list[float]) -> None:
     }
 
 
-@pytest.mark.rows("S6", "P4", "A2")
-@EVERY_MODE
-@virtual
-async def test_an_idle_timeout(mode: DisaggregationMode) -> None:
-    """After the first token every mode aborts once, also where a stop came before."""
-    for stopped_s in (5, 2):
-        began = now()
-        engine = ScriptedEngine(1, token(1), 1, token(2), 100, stop())
-        signals = [] if stopped_s == 5 else [(stopped_s, STOP)]
-        served = await serve(engine, mode, pipeline=ahead(with_deadlines), signals=signals)
-        assert served.tokens == [[1], [2]]
-        assert isinstance(served.last.error, ResponseTimeout)
-        assert isinstance(served.last.error.__cause__, IdleTimeout)
-        assert engine.aborts == [began + stopped_s]
-        assert engine.closes == [began + 5]
-        assert served.row["output_tokens"] == 2
-
-
 @pytest.mark.rows("A2", "S7")
 @virtual
 async def test_the_total_deadline_passes_between_pulls() -> None:
@@ -644,21 +594,6 @@ async def test_an_engine_that_ignores_a_stop(
     assert served.status == (StatusCode.UNSET, None)
     assert (served.row["finish_reason"], served.row["cancelled"]) == ("Cancelled", True)
     assert served.row["output_tokens"] == sum(map(len, served.tokens))
-
-
-@pytest.mark.rows("A3", "S7")
-@virtual
-async def test_an_engine_is_cut_off_between_pulls() -> None:
-    """The engine is released in time; the client finds the terminal when it comes back."""
-    engine = ScriptedEngine(token(1), 1, token(2), stop())
-    context = RequestContext()
-    stream = await adapter_of(engine, pipeline=ahead(enforced)).generate(request(), context)
-    await anext(stream)
-    context.stop_generating()
-    await asyncio.sleep(100)
-    assert (engine.aborts, engine.closes) == ([0], [3])
-    (item,) = await collect(stream)
-    assert str(chunk_of(item).finish_reason) == "cancelled"
 
 
 @pytest.mark.rows("A4")

@@ -44,7 +44,6 @@ from tests.engines import (
     status_of,
     stop,
     token,
-    tokens_of,
     virtual,
 )
 from tests.engines.leaving import Box
@@ -53,36 +52,6 @@ from tests.spans import Spans
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 # (The types of ``reactivex`` leave open what an operator without a source works on.)
-
-
-@pytest.mark.rows("S7", "A6")
-@virtual
-async def test_aclose_waits_until_the_engine_has_closed() -> None:
-    """Cancelled, it does not cut that short; afterwards nothing runs, comes out, or is aborted."""
-    context = RequestContext()
-    engine = ScriptedEngine(token(1), 60, closing=[5])
-    stream = await adapter_of(engine).generate(request(), context)
-    await anext(stream)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(stream.aclose(), 1)
-    await stream.aclose()
-    assert (now(), engine.closes, engine.closed) == (5, [0], 1)
-    await stream.aclose()
-    assert await collect(stream) == []
-    context.kill()
-    await asyncio.sleep(1)
-    assert engine.aborts == []
-
-
-@pytest.mark.rows("S7")
-@virtual
-async def test_an_engine_may_drop_its_own_stream() -> None:
-    """Closing the stream from within the engine takes effect when the step is done."""
-    box: Box = []
-    engine = ScriptedEngine(token(1), lambda _: box[0].close(), 1, token(2))
-    box.append(await adapter_of(engine).generate(request()))
-    assert tokens_of(await collect(box[0])) == [[1]]
-    assert engine.closed == 1
 
 
 # Pulling.
@@ -104,19 +73,6 @@ async def test_a_pull_of_the_consumer_is_one_pull_of_the_engine(place: str) -> N
             await anext(stream)
         assert await collect(stream) == []
         assert engine.pulls == 6
-
-
-@pytest.mark.rows("S4")
-@virtual
-async def test_pulls_come_one_after_the_other() -> None:
-    """From any task; a second one at a time is refused, and the first is not disturbed."""
-    stream = await adapter_of(ScriptedEngine(1, token(1), 1, token(2), stop())).generate(request())
-    items = [await asyncio.create_task(stream.__anext__())]
-    first = asyncio.create_task(collect(stream))
-    await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="already being pulled"):
-        await anext(stream)
-    assert tokens_of(items + await first) == [[1], [2], []]
 
 
 # As an Observable and as an AsyncObservable.
