@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -139,11 +139,18 @@ async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost:
     assert is_lost or not getattr(error, "__notes__", [])
 
 
-@pytest.mark.parametrize("setup", [True, False])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ScriptedEngine(setup=[GONE]),
+        ScriptedEngine(GONE),
+        # Some engines write an empty reason on every chunk but the last.
+        ScriptedEngine(LLMEngineOutput(finish_reason=cast("FinishReason", "")), GONE),
+    ],
+)
 @virtual
-async def test_a_set_up_that_fails_is_a_loss_too(setup: bool) -> None:
-    """An engine may be lost before its stream exists, or at the first pull."""
-    lost = ScriptedEngine(setup=[GONE]) if setup else ScriptedEngine(GONE)
+async def test_a_set_up_that_fails_is_a_loss_too(lost: LLMEngine) -> None:
+    """An engine may be lost before its stream exists, or before its first token."""
     assert flat((await answer(FailoverEngine(lost, LosableEngine()))).items) == ALL
 
 
@@ -517,10 +524,22 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     engine = FailoverEngine(
         LosableEngine(lives=1), LosableEngine(), budget=RetryBudget(ratio=0.5, burst=1)
     )
+    # What can't be resumed takes nothing from it.
+    assert (await answer(engine, sampling_options=SamplingOptions(n=2))).last.error is not None
     errors = [(await answer(engine)).last.error for _ in range(5)]
     assert [error is None for error in errors] == [True, False, True, False, True]
     assert isinstance(errors[1], Disconnected)
-    assert set(errors[1].__notes__) == {"not resumed: the retry budget is spent"}
+    assert errors[1].__notes__[-1] == "not resumed: the retry budget is spent"
+
+
+@virtual
+async def test_the_default_budget() -> None:
+    """A fifth of all requests, and a burst of 100."""
+    spare = LosableEngine()
+    engine = FailoverEngine(LosableEngine(lives=0), spare)
+    for _ in range(150):
+        await answer(engine, max_tokens=1)
+    assert spare.opened == 100 + 150 // 5 - 1
 
 
 @pytest.mark.parametrize(
@@ -659,7 +678,7 @@ async def test_it_is_lost_when_all_engines_are() -> None:
 async def test_a_lost_engine_gets_no_requests() -> None:
     """Once someone awaits `lost`, as a worker does; when all are lost the order is as before."""
     journal: list[str] = []
-    engine = FailoverEngine(MayBeLost("a", journal, 5), MayBeLost("b", journal, 50))
+    engine = FailoverEngine(*(MayBeLost(name, journal, 5 if name == "a" else 50) for name in "abc"))
     watch = asyncio.create_task(engine.lost())
     for seconds in (1, 9, 90):
         await asyncio.sleep(seconds)
