@@ -28,6 +28,7 @@ from rx_backend.protocols import (
     FinishReason,
     GuidedDecodingOptions,
     LLMEngineOutput,
+    OutputOptions,
     PrefillResult,
     PreprocessedRequest,
     PromptTokensDetails,
@@ -79,14 +80,16 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     lost, spare = LosableEngine(engine(), lives=2), LosableEngine(engine())
     adapter = adapter_of(FailoverEngine(lost, spare), spans=spans)
     context = RequestContext("r1", {"tenant": "a"})
+    asked = counting_request(output_options=OutputOptions(logprobs=1, prompt_logprobs=1))
     with capture_logs() as log:
-        items = await collect(await adapter.generate(counting_request(), context))
+        items = await collect(await adapter.generate(asked, context))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
     last = chunk_of(items[-1])
     assert (last.finish_reason, last.completion_usage) == (FinishReason.LENGTH, usage(3, 6))
     (got,) = spare.requests
     assert got.token_ids == [0, 1, 2, 3, 4]
     assert (got.stop_conditions.max_tokens, got.stop_conditions.min_tokens) == (4, 2)
+    assert got.output_options == OutputOptions(logprobs=1)
     assert lost.requests[0].token_ids == PROMPT
     span = spans.one()
     assert got.migration_link == chunk_of(items[0]).worker_trace_link
@@ -230,7 +233,7 @@ async def test_a_prompt_of_embeddings_is_retried_before_its_first_token() -> Non
 async def test_the_migration_link_names_the_lost_worker() -> None:
     """A worker that is remote says itself which span it was; one that an earlier one had is gone."""
     link = {"trace_id": "a" * 32, "span_id": "b" * 16}
-    lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, Disconnected("gone"))
+    lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, token(4), GONE)
     spares = [LosableEngine(lives=1), LosableEngine()]
     spans = Spans()
     engine = FailoverEngine(lost, *spares, limit=2)
