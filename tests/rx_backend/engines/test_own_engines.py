@@ -94,7 +94,8 @@ async def test_each_open_answer_of_a_stopped_request_is_cancelled(
     """With its index and its own tokens; those that have ended have no second end."""
     go_on = threading.Event()
     end = FinishReason.STOP
-    begun = [LLMEngineOutput([7] * (index + 1), index=index) for index in (0, 1)]
+    none = cast("FinishReason", "")  # as some engines write it
+    begun = [LLMEngineOutput([7] * (i + 1), index=i, finish_reason=none) for i in (0, 1)]
     begun += [LLMEngineOutput(finish_reason=end, index=index) for index in ended]
 
     def blocking() -> Iterator[LLMEngineOutput]:
