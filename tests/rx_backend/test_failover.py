@@ -345,7 +345,8 @@ async def test_cumulative_log_probabilities_continue() -> None:
         return LLMEngineOutput([token_id], cum_log_probs=cumulated)
 
     lost = ScriptedEngine(chunk(3, -1.0), chunk(4, -3.0), GONE)
-    served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), stop())))
+    end = stop().with_usage(usage(5, 1))
+    served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), end)))
     sums = [chunk_of(item).cum_log_probs for item in served.items]
     assert sums == [-1.0, -3.0, -3.5, None]
 
