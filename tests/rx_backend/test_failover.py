@@ -81,6 +81,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     adapter = adapter_of(FailoverEngine(lost, spare), spans=spans)
     context = RequestContext("r1", {"tenant": "a"})
     asked = counting_request(output_options=OutputOptions(logprobs=1, prompt_logprobs=1))
+    asked.stop_conditions.max_thinking_tokens = 5
     with capture_logs() as log:
         items = await collect(await adapter.generate(asked, context))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
@@ -88,7 +89,7 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     assert (last.finish_reason, last.completion_usage) == (FinishReason.LENGTH, usage(3, 6))
     (got,) = spare.requests
     assert got.token_ids == [0, 1, 2, 3, 4]
-    assert (got.stop_conditions.max_tokens, got.stop_conditions.min_tokens) == (4, 2)
+    assert got.stop_conditions == StopConditions(max_tokens=4, min_tokens=2, max_thinking_tokens=3)
     assert got.output_options == OutputOptions(logprobs=1)
     assert lost.requests[0].token_ids == PROMPT
     span = spans.one()
@@ -309,13 +310,14 @@ def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
         assert (items[-1].error is None) == bool(limit)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"sampling_options": SamplingOptions(n=2)}, {"is_probe": True}], ids=["n", "probe"]
+)
 @virtual
-async def test_several_answers_are_never_assumed_complete() -> None:
-    """The end token of one is not the end of the other."""
+async def test_what_is_never_assumed_complete(fields: dict[str, Any]) -> None:
+    """The end token of one answer is not that of another, and a health check sees the loss."""
     lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
-    two = SamplingOptions(n=2)
-    engine = FailoverEngine(lost, LosableEngine())
-    served = await answer(engine, eos_token_ids=[3], sampling_options=two)
+    served = await answer(FailoverEngine(lost, LosableEngine()), eos_token_ids=[3], **fields)
     assert isinstance(served.last.error, Disconnected)
 
 
