@@ -13,9 +13,11 @@ from rx_backend.engines.openai.answers import LlamaServerAnswers, OpenAIAnswers
 from rx_backend.engines.openai.stream import EventReader
 from rx_backend.errors import Unknown
 from rx_backend.protocols import (
+    FinishReason,
     LLMEngineOutput,
     OutputOptions,
     PreprocessedRequest,
+    PromptTokensDetails,
     SamplingOptions,
     TopLogprob,
     usage,
@@ -119,10 +121,33 @@ def test_log_probs_come_without_text() -> None:
     ids=["chat", "completion"],
 )
 def test_log_probs_without_those_of_other_tokens(logprobs: dict[str, object]) -> None:
-    """A chat has another form for them, and text beside the ids."""
+    """A chat has another form for them, and text beside the ids, which are the server's."""
     event = choice(7, delta={"content": "x"}, logprobs=logprobs)
-    (chunk,) = OpenAIAnswers(PROMPT).read(json.dumps(event).encode())
+    answers = OpenAIAnswers(PROMPT, lambda text: [*text.encode()])
+    (chunk,) = answers.read(json.dumps(event).encode())
     assert chunk == LLMEngineOutput([7], text="x", log_probs=[-0.5])
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize(
+    ("end", "reason", "word"),
+    [
+        ({"stop_type": "limit"}, FinishReason.LENGTH, None),
+        ({"stop_type": "eos", "stopping_word": ""}, FinishReason.STOP, None),
+        ({"stop_type": "word", "stopping_word": "END"}, FinishReason.STOP, "END"),
+    ],
+)
+def test_the_end_of_an_answer_of_llama_server(
+    end: dict[str, str], reason: FinishReason, word: str | None
+) -> None:
+    """With its reason and the server's counts."""
+    request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=2))
+    event = llama(index=1, tokens_predicted=3, stop=True, timings={"cache_n": 1}, **end)
+    (chunk,) = LlamaServerAnswers(request).read(event)
+    counts = usage(2, 3)
+    counts.prompt_tokens_details = PromptTokensDetails(cached_tokens=1)
+    assert (chunk.index, chunk.finish_reason, chunk.stop_reason) == (1, reason, word)
+    assert chunk.completion_usage == counts
 
 
 @pytest.mark.rows("E3")
