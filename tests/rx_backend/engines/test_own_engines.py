@@ -294,6 +294,15 @@ async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException)
         with pytest.raises(Unknown, match=type(leaving).__name__):
             await anext(aiter(inbox))
 
+    class Leaving(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            sequences[0].fail(leaving)
+
+    steps = StepThread(Leaving(), max_sequences=1)
+    with pytest.raises(Unknown, match=type(leaving).__name__):
+        await read(steps.stream(REQUEST, RequestContext()))
+    await steps.close()
+
 
 @pytest.mark.rows("E4")
 @virtual
