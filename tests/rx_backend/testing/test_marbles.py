@@ -255,7 +255,8 @@ def test_drops() -> None:
 
 def test_a_hot_source_plays_without_subscribers() -> None:
     """A hot line begins at ``^``, and late subscribers miss its beginning; a cold one waits for them."""
-    assert_marbles(ops.take(9), source="xy^a-b|", result="-a-b|", hot=True)
+    assert_marbles(ops.take(9), source="xy^a-(bc)|", result="-a-(bc)|", hot=True)
+    assert_marbles(ops.repeat(2), source="-a|", result="-a-a|")
     assert_marbles(ops.take(9), source="a-b|", result="a-b|", hot=True)
     for is_hot, result, subscription in (
         (True, "----c|", "--^--!"),
