@@ -99,6 +99,7 @@ def test_items_without_a_letter_are_question_marks() -> None:
         MarbleEvent(3, "error", FAILURE),
     ]
     assert render_marbles(seen, {"a": 1, "b": [2]}) == "?z?(b#)"
+    assert render_marbles(seen) == "?za(?#)"
 
 
 def test_items_that_cannot_be_compared_are_different() -> None:
