@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators import IdleTimeout
 from rx_backend.errors import (
     BackendError,
     ConnectionTimeout,
     EngineShutdown,
     InvalidArgument,
     Unknown,
+    as_backend_error,
     causes,
 )
 from rx_backend.protocols import (
@@ -577,6 +579,16 @@ def test_an_error_is_written_as_the_runtime_writes_it() -> None:
         "diagnostic": "vvv",
         "public": {"type": "message", "message": "vvv"},
     }
+
+
+@pytest.mark.parametrize(
+    ("retry", "reason"),
+    [(False, "request.deadline_exceeded"), (True, "backend.response_timeout")],
+)
+def test_a_deadline_is_final_unless_it_allows_a_retry(retry: bool, reason: str) -> None:
+    """After the first reason the runtime tries no other worker; the kind is the same."""
+    wire = to_builtins(as_backend_error(IdleTimeout(1.0, 7, retry=retry)))
+    assert (wire["error_type"], wire["reason"]) == ({"Backend": "ResponseTimeout"}, reason)
 
 
 def test_causes_of_an_error_travel_with_it() -> None:
