@@ -316,7 +316,7 @@ def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
 @virtual
 async def test_what_is_never_assumed_complete(fields: dict[str, Any]) -> None:
     """The end token of one answer is not that of another, and a health check sees the loss."""
-    lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
+    lost = ScriptedEngine(token(8), token(3), token(3), token(3), Disconnected("gone"))
     served = await answer(FailoverEngine(lost, LosableEngine()), eos_token_ids=[3], **fields)
     assert isinstance(served.last.error, Disconnected)
 
