@@ -23,8 +23,9 @@ def has_content(item: Any) -> bool:
 
 
 def is_terminal(item: Any) -> bool:
-    """Return whether an item ends its answer."""
-    return field_of(item, "finish_reason") is not None
+    """Return whether an item ends its answer; some engines write an empty reason on every chunk."""
+    reason = field_of(item, "finish_reason")
+    return reason is not None and reason != ""
 
 
 def answer_in(item: Any) -> int:

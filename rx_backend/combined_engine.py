@@ -231,4 +231,6 @@ async def _counted(
         await close_quietly(chunks, "closing an engine's stream failed")
 
 
-_WELL_FORMED = validate_chunks(LLMEngineOutput, convert_output, error=InvalidArgument)
+_WELL_FORMED = validate_chunks(
+    LLMEngineOutput, convert_output, error=InvalidArgument, normalize=convert_output
+)

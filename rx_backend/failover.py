@@ -107,10 +107,8 @@ class FailoverEngine(CombinedEngine):
             try:
                 async with aclosing(EngineCall(self.engines[place], context, name)) as call:
                     async for item in await call.open(part):
-                        chunk = state.add(item)
-                        if state.answers.are_over:
-                            call.report_queue_time()
-                        yield chunk
+                        call.report_queue_time()
+                        yield state.add(item)
                 _check_complete(state)
                 return
             except Exception as error:
@@ -165,8 +163,7 @@ def _next_part(
     part = continuation_request(state.request, tokens, state.link or worker_trace_link(span))
     if not is_free and context.wasted is not None:
         context.wasted.input += len(part.token_ids)
-    if span.is_recording():
-        span.add_event("resumed", {"output_tokens": len(tokens)})
+    span.add_event("resumed", {"output_tokens": len(tokens)})
     state.begin_part()
     return part
 

@@ -14,7 +14,7 @@ from operators.authoring import AtLeast, has_content, own_copy
 from rx_backend.combined_engine import CombinedEngine, EngineCall
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
-from rx_backend.protocols import FinishReason, LLMEngineOutput, PreprocessedRequest
+from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 from rx_backend.resumption import has_hand_off
 from rx_backend.retry_budget import RetryBudget
 
@@ -128,7 +128,6 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         self._span = trace.get_current_span()
         self._changed = asyncio.Event()
         self._winner: _Racer | None = None
-        self._is_reported = False
         self._second: _Racer | None = None
         self._first = _Racer(EngineCall(engine.engines[0], context), self)
 
@@ -138,10 +137,8 @@ class _Race(AsyncIterator[LLMEngineOutput]):
             # The first engine's failure is held back until the second one has failed too.
             if self._winner is not None or not racer.inbox.is_closed:
                 if racer.inbox:
-                    chunk = racer.inbox.take()
-                    if chunk.finish_reason is not None:
-                        racer.call.report_queue_time()
-                    return chunk
+                    racer.call.report_queue_time()
+                    return racer.inbox.take()
                 if racer.inbox.is_closed:
                     racer.inbox.raise_end()
                 racer.pump.demand()
@@ -174,18 +171,19 @@ class _Race(AsyncIterator[LLMEngineOutput]):
     def on_tokens(self, racer: _Racer, tokens: int) -> None:
         """Count the tokens of a chunk, including one yielded in answer to a cancellation."""
         racer.output_tokens += tokens
-        if self._is_reported and racer is not self._winner:
+        if self._winner is not None and racer is not self._winner:
             self._add_wasted(0, tokens)
 
     def on_chunk(self, racer: _Racer, chunk: LLMEngineOutput) -> None:
         """Take a chunk of an engine."""
         racer.inbox.put(own_copy(chunk) if self._runs_ahead(racer) else chunk)
         self._changed.set()
+        reason = chunk.finish_reason
         if self._winner is None:
-            if self._has_one_answer and _is_failure(chunk):
+            if self._has_one_answer and reason is not None and reason.is_error:
                 racer.pump.close()
                 self.on_end(racer, None)
-            elif has_content(chunk) or chunk.finish_reason is not None:
+            elif has_content(chunk) or reason is not None:
                 self._win(racer)
         if self._runs_ahead(racer):
             racer.pump.demand()
@@ -214,11 +212,10 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         self._report("first" if winner is self._first else "second")
 
     def _report(self, winner: str) -> None:
-        """Report ``first``, ``second`` or ``none``, once, if there was a race."""
+        """Report ``first``, ``second`` or ``none`` if there was a race."""
         second = self._second
-        if second is None or self._is_reported:
+        if second is None:
             return
-        self._is_reported = True
         wasted = self._first.output_tokens if winner == "second" else second.output_tokens
         self._add_wasted(0, wasted)
         if self._span.is_recording():
@@ -236,14 +233,7 @@ class _Race(AsyncIterator[LLMEngineOutput]):
         racers = [self._first] if self._second is None else [self._first, self._second]
         for racer in racers:
             racer.close()
-        self._report("none")
         for racer in racers:
             racer.inbox.close()
         for racer in racers:
             await racer.pump.wait_closed()
-
-
-def _is_failure(chunk: LLMEngineOutput) -> bool:
-    """Return whether a chunk is a terminal that says ``error``; engines may give it as text."""
-    reason: FinishReason | str | None = chunk.finish_reason
-    return reason.is_error if isinstance(reason, FinishReason) else str(reason).startswith("error")

@@ -63,12 +63,11 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
     ...     traceback.format_exception_only(*redacted_exc_info(error)[:2])[-1].strip()
     'ValueError'
     """
-    kind: type[BaseException] = type(error)
-    try:
-        silent = kind.__new__(kind)
-    except TypeError:
-        kind, silent = Exception, Exception()
-    return kind, silent, error.__traceback__
+    kind = type(error)
+    # A class of the same name: an error's own text may be made of attributes that an empty one lacks.
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    silent: type[BaseException] = type(kind.__name__, (Exception,), names)
+    return silent, silent(), error.__traceback__
 
 
 def none_handed_out() -> TypeError:

@@ -9,6 +9,7 @@ from operators.assembly import Mailbox
 from operators.authoring import has_content
 from rx_backend.context import RequestContext
 from rx_backend.engines.answer_progress import AnswerProgress
+from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("ChunkQueue",)
@@ -80,7 +81,13 @@ class ChunkQueue:
         self._box.put(chunk)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the stream after the waiting chunks, with *error* if there is one."""
+        """
+        End the stream after the waiting chunks, with *error* if there is one.
+
+        Anything but an ``Exception`` becomes an `Unknown`.
+        """
+        if error is not None and not isinstance(error, Exception):
+            error = Unknown(f"a thread of the engine has ended: {error!r}")
         self._box.end(error)
 
     def __enter__(self) -> Self:

@@ -12,7 +12,6 @@ from operators.assembly import running_loop
 from rx_backend.checks import integer
 from rx_backend.context import RequestContext
 from rx_backend.engines.chunk_queue import ChunkQueue
-from rx_backend.errors import Unknown
 from rx_backend.protocols import LLMEngineOutput, PreprocessedRequest
 
 __all__ = ("ThreadInbox",)
@@ -109,8 +108,6 @@ class ThreadInbox:
         Anything but an ``Exception`` ends the stream with `Unknown`: raised in the event loop,
         ``SystemExit`` would end the process.
         """
-        if error is not None and not isinstance(error, Exception):
-            error = Unknown(f"a thread of the engine has ended: {error!r}")
         self._call(self._queue.end, error)
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from rx_backend.pictures import style
 from rx_backend.testing import MarbleEvent, align_marbles, render_marbles
+from rx_backend.testing.marble_line import same_item
 
 __all__ = ("Marble", "MarbleRow", "marble_of", "rows_as_text")
 
@@ -73,7 +74,7 @@ def marble_of(item: object, values: Mapping[str, Any] | None = None) -> Marble:
         ending = "" if reason is None else str(getattr(reason, "kind", reason))
         return Marble(_content(chunk), ending, is_wrapped=chunk is not item)
     for letter, value in (values or {}).items():
-        if type(value) is type(item) and value == item:
+        if type(value) is type(item) and same_item(value, item):
             return Marble(letter)
     if isinstance(item, list | tuple):
         items = cast("Iterable[object]", item)

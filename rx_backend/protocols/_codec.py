@@ -47,8 +47,6 @@ def to_builtins(value: object) -> Any:
         return to_wire(value)
     if isinstance(value, BackendError):
         return error_to_wire(value)
-    if isinstance(value, FinishReason):
-        return value.to_json()
     return plain(value)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from msgspec.structs import asdict
+
 from operators.assembly import is_terminal
 from rx_backend.errors import InvalidArgument
 from rx_backend.protocols import FinishReason, LLMEngineOutput, convert_output
@@ -19,8 +21,7 @@ def read_item(item: object) -> tuple[int, FinishReason | None, Violation | None]
         what = f"expected an LLMEngineOutput or a mapping, got {type(item).__name__}"
         return 0, None, Violation(Rule.WRONG_ITEM_TYPE, what)
     try:
-        chunk = convert_output(cast("LLMEngineOutput", item))
-        _check_token_ids(chunk.token_ids)
+        chunk = _checked(convert_output(cast("LLMEngineOutput", item)))
     except InvalidArgument as error:
         about_ids = "token_ids" in error.message.split(":", 1)[0]
         rule = Rule.BAD_TOKEN_IDS if about_ids else Rule.WRONG_ITEM_TYPE
@@ -30,14 +31,12 @@ def read_item(item: object) -> tuple[int, FinishReason | None, Violation | None]
     return chunk.index or 0, chunk.finish_reason, None
 
 
-def _check_token_ids(ids: object) -> None:
+def _checked(chunk: LLMEngineOutput) -> LLMEngineOutput:
+    """Return a copy of *chunk* with each field checked, as the constructor checks none."""
+    ids = cast("object", chunk.token_ids)
     if not isinstance(ids, list):
         raise InvalidArgument(f"token_ids: expected a list, got {type(ids).__name__}")
-    for place, token_id in enumerate(cast("list[object]", ids)):
-        if type(token_id) is not int or token_id >> 32:
-            raise InvalidArgument(
-                f"token_ids[{place}]: expected an int from 0 to 4294967295, got {token_id!r}"
-            )
+    return convert_output(asdict(chunk))
 
 
 def is_unchanged(item: object, before: object) -> bool:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 RELEASE_S = 1.0
 """The time limit for a cancelled task to end, in seconds."""
 
-_MOST_ITEMS = 10_000  # A stream with more items counts as endless.
+_MOST_EXTRA = 10_000  # A stream with more items than this and the requested tokens is endless.
 # What an engine may raise without ending the kit; its SystemExit would end the event loop.
 _OF_ENGINES = (Exception, SystemExit)
 
@@ -223,7 +223,8 @@ class Stream:
 
     async def _pull_to_end(self, chunks: ChunkStream) -> bool:
         """Pull to the last terminal; return False when the stream ended or continued without one."""
-        while len(self.items) < _MOST_ITEMS:
+        most = (self.request.stop_conditions.max_tokens or 0) * self.answers + _MOST_EXTRA
+        while len(self.items) < most:
             try:
                 item = await anext(chunks)
             except StopAsyncIteration:

@@ -57,7 +57,8 @@ def _load(target: str, what: str) -> Any:
     """Return the object that *target* names; errors say *what* was expected."""
     is_text = isinstance(target, str)  # pyright: ignore[reportUnnecessaryIsInstance]
     module, _, path = target.partition(":") if is_text else ("", "", "")
-    if not module or not path or module.endswith(".py"):
+    names = f"{module}.{path}".split(".")
+    if module.endswith(".py") or not all(map(str.isidentifier, names)):
         hint = "; write the module without .py" if module.endswith(".py") else ""
         raise InvalidArgument(f"{what}: expected module:name, got {target!r}{hint}")
     try:

@@ -35,6 +35,8 @@ _TURN_S = 10e-6
 _ROUNDING_S = 1e-6
 # The loop fires timers due within this time; after 97 days it is below a float's precision.
 _RESOLUTION_S = 1e-9
+# The loop waits at most this long at a time.
+_LONGEST_WAIT_S = 24 * 3600
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -189,12 +191,12 @@ class _VirtualSelector(selectors.DefaultSelector):
         elif timeout <= 0:
             self._turns += 1
             if self._turns > _FREE_TURNS:
-                self.now_s += _TURN_S
+                self.now_s = max(self.now_s + _TURN_S, math.nextafter(self.now_s, math.inf))
             events = super().select(0)
         else:
             events = super().select(timeout if self.holds else 0)
             if not events:
-                self._jump(self.now_s + timeout)
+                self._jump(timeout)
         self._turn_began = perf_counter()
         return events
 
@@ -208,13 +210,13 @@ class _VirtualSelector(selectors.DefaultSelector):
             raise Deadlock(waiting_tasks(asyncio.get_running_loop()), self.now_s)
         return events
 
-    def _jump(self, time_s: float) -> None:
-        """Set the clock to *time_s*, rounded to the exact time of the timer that is due then."""
-        timers_s = self.timers_s
+    def _jump(self, timeout_s: float) -> None:
+        """Set the clock to the exact time of the timer that is due after about *timeout_s*."""
+        timers_s, time_s = self.timers_s, self.now_s + timeout_s
         passed_s = max(self.now_s, time_s - _ROUNDING_S)
         while timers_s and timers_s[0] <= passed_s:
             heappop(timers_s)
-        if timers_s and timers_s[0] <= time_s + _ROUNDING_S:
+        if timers_s and (timers_s[0] <= time_s + _ROUNDING_S or timeout_s >= _LONGEST_WAIT_S):
             time_s = timers_s[0]
         if time_s + _RESOLUTION_S == time_s:
             time_s = math.nextafter(time_s, math.inf)

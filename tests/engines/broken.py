@@ -404,6 +404,7 @@ EDITS: dict[Rule, dict[str, Edit]] = {
             replace(chunk, finish_reason=7) if is_last(chunk) and not context.is_stopped else chunk
         ],
         "YieldsAMalformedDict": in_place_of_token(1, {"token_ids": [1], "index": "first"}),
+        "YieldsAMalformedChunk": in_place_of_token(1, LLMEngineOutput([1], index=cast("int", "1"))),
     },
     Rule.BAD_TOKEN_IDS: {
         "NegativeToken": at_first(LLMEngineOutput.token(-1)),

@@ -137,6 +137,22 @@ async def test_a_slow_close_does_not_delay_the_terminal(end: Step) -> None:
     assert tasks[0] is tasks[1]
 
 
+@pytest.mark.rows("S2")
+@virtual
+async def test_a_failing_close_does_not_affect_the_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the engine's ``finally`` raises is logged by its class; the consumer has its items."""
+    engine = ScriptedEngine(token(1), stop(), closing=[0, Disconnected("leak")])
+    stream = await adapter_of(engine).generate(request())
+    assert tokens_of(await collect(stream)) == [[1], []]
+    await stream.aclose()
+    assert [record.message for record in caplog.records] == [
+        "closing the source of a stream failed"
+    ]
+    assert caplog.text.splitlines()[-1] == "rx_backend.errors.Disconnected"
+
+
 # Failures.
 
 

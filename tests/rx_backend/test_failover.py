@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,7 @@ from rx_backend.protocols import (
     FinishReason,
     GuidedDecodingOptions,
     LLMEngineOutput,
+    OutputOptions,
     PrefillResult,
     PreprocessedRequest,
     PromptTokensDetails,
@@ -78,14 +79,17 @@ async def test_a_lost_worker_is_not_noticed(kind: str) -> None:
     lost, spare = LosableEngine(engine(), lives=2), LosableEngine(engine())
     adapter = adapter_of(FailoverEngine(lost, spare), spans=spans)
     context = RequestContext("r1", {"tenant": "a"})
+    asked = counting_request(output_options=OutputOptions(logprobs=1, prompt_logprobs=1))
+    asked.stop_conditions.max_thinking_tokens = 5
     with capture_logs() as log:
-        items = await collect(await adapter.generate(counting_request(), context))
+        items = await collect(await adapter.generate(asked, context))
     assert flat(items) == [3, 4, 5, 6, 7, 8]
     last = chunk_of(items[-1])
     assert (last.finish_reason, last.completion_usage) == (FinishReason.LENGTH, usage(3, 6))
     (got,) = spare.requests
     assert got.token_ids == [0, 1, 2, 3, 4]
-    assert (got.stop_conditions.max_tokens, got.stop_conditions.min_tokens) == (4, 2)
+    assert got.stop_conditions == StopConditions(max_tokens=4, min_tokens=2, max_thinking_tokens=3)
+    assert got.output_options == OutputOptions(logprobs=1)
     assert lost.requests[0].token_ids == PROMPT
     span = spans.one()
     assert got.migration_link == chunk_of(items[0]).worker_trace_link
@@ -138,11 +142,18 @@ async def test_which_errors_mean_a_lost_engine(error: Exception | None, is_lost:
     assert is_lost or not getattr(error, "__notes__", [])
 
 
-@pytest.mark.parametrize("setup", [True, False])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ScriptedEngine(setup=[GONE]),
+        ScriptedEngine(GONE),
+        # Some engines write an empty reason on every chunk but the last.
+        ScriptedEngine(LLMEngineOutput(finish_reason=cast("FinishReason", "")), GONE),
+    ],
+)
 @virtual
-async def test_a_set_up_that_fails_is_a_loss_too(setup: bool) -> None:
-    """An engine may be lost before its stream exists, or at the first pull."""
-    lost = ScriptedEngine(setup=[GONE]) if setup else ScriptedEngine(GONE)
+async def test_a_set_up_that_fails_is_a_loss_too(lost: LLMEngine) -> None:
+    """An engine may be lost before its stream exists, or before its first token."""
     assert flat((await answer(FailoverEngine(lost, LosableEngine()))).items) == ALL
 
 
@@ -222,7 +233,7 @@ async def test_a_prompt_of_embeddings_is_retried_before_its_first_token() -> Non
 async def test_the_migration_link_names_the_lost_worker() -> None:
     """A worker that is remote says itself which span it was; one that an earlier one had is gone."""
     link = {"trace_id": "a" * 32, "span_id": "b" * 16}
-    lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, Disconnected("gone"))
+    lost = ScriptedEngine({"token_ids": [3], "worker_trace_link": link}, token(4), GONE)
     spares = [LosableEngine(lives=1), LosableEngine()]
     spans = Spans()
     engine = FailoverEngine(lost, *spares, limit=2)
@@ -298,13 +309,14 @@ def test_an_answer_that_lacks_only_its_terminal(  # noqa: PLR0917
         assert (items[-1].error is None) == bool(limit)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"sampling_options": SamplingOptions(n=2)}, {"is_probe": True}], ids=["n", "probe"]
+)
 @virtual
-async def test_several_answers_are_never_assumed_complete() -> None:
-    """The end token of one is not the end of the other."""
-    lost = ScriptedEngine(token(8), token(3), token(3), token(3), GONE)
-    two = SamplingOptions(n=2)
-    engine = FailoverEngine(lost, LosableEngine())
-    served = await answer(engine, eos_token_ids=[3], sampling_options=two)
+async def test_what_is_never_assumed_complete(fields: dict[str, Any]) -> None:
+    """The end token of one answer is not that of another, and a health check sees the loss."""
+    lost = ScriptedEngine(token(8), token(3), token(3), token(3), Disconnected("gone"))
+    served = await answer(FailoverEngine(lost, LosableEngine()), eos_token_ids=[3], **fields)
     assert isinstance(served.last.error, Disconnected)
 
 
@@ -334,7 +346,8 @@ async def test_cumulative_log_probabilities_continue() -> None:
         return LLMEngineOutput([token_id], cum_log_probs=cumulated)
 
     lost = ScriptedEngine(chunk(3, -1.0), chunk(4, -3.0), GONE)
-    served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), stop())))
+    end = stop().with_usage(usage(5, 1))
+    served = await answer(FailoverEngine(lost, ScriptedEngine(chunk(5, -0.5), end)))
     sums = [chunk_of(item).cum_log_probs for item in served.items]
     assert sums == [-1.0, -3.0, -3.5, None]
 
@@ -497,10 +510,22 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     engine = FailoverEngine(
         LosableEngine(lives=1), LosableEngine(), budget=RetryBudget(ratio=0.5, burst=1)
     )
+    # What can't be resumed takes nothing from it.
+    assert (await answer(engine, sampling_options=SamplingOptions(n=2))).last.error is not None
     errors = [(await answer(engine)).last.error for _ in range(5)]
     assert [error is None for error in errors] == [True, False, True, False, True]
     assert isinstance(errors[1], Disconnected)
-    assert set(errors[1].__notes__) == {"not resumed: the retry budget is spent"}
+    assert errors[1].__notes__[-1] == "not resumed: the retry budget is spent"
+
+
+@virtual
+async def test_the_default_budget() -> None:
+    """A fifth of all requests, and a burst of 100."""
+    spare = LosableEngine()
+    engine = FailoverEngine(LosableEngine(lives=0), spare)
+    for _ in range(150):
+        await answer(engine, max_tokens=1)
+    assert spare.opened == 100 + 150 // 5 - 1
 
 
 @pytest.mark.parametrize(
@@ -639,7 +664,7 @@ async def test_it_is_lost_when_all_engines_are() -> None:
 async def test_a_lost_engine_gets_no_requests() -> None:
     """Once someone awaits `lost`, as a worker does; when all are lost the order is as before."""
     journal: list[str] = []
-    engine = FailoverEngine(MayBeLost("a", journal, 5), MayBeLost("b", journal, 50))
+    engine = FailoverEngine(*(MayBeLost(name, journal, 5 if name == "a" else 50) for name in "abc"))
     watch = asyncio.create_task(engine.lost())
     for seconds in (1, 9, 90):
         await asyncio.sleep(seconds)

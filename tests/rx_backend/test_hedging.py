@@ -8,7 +8,7 @@ import math
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import reactivex
@@ -20,7 +20,7 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.engine import LLMEngine
 from rx_backend.engines import SampleEngine, SimulatedEngine
-from rx_backend.errors import Disconnected
+from rx_backend.errors import Disconnected, InvalidArgument
 from rx_backend.failover import FailoverEngine
 from rx_backend.protocols import (
     FinishReason,
@@ -58,8 +58,16 @@ from tests.spans import Spans
 
 HANDSHAKE = LLMEngineOutput()
 FAILED = LLMEngineOutput(finish_reason=FinishReason.parse("error: boom"))
+OVERLONG = LLMEngineOutput([1, 2], finish_reason=FinishReason.error("boom"))
 GONE = Disconnected("first")
 NONE: list[int] = []
+
+
+def worded(reason: str) -> LLMEngineOutput:
+    """Make a chunk with its finish reason as text, as some engines do."""
+    return LLMEngineOutput(finish_reason=cast("FinishReason", reason))
+
+
 ALL = [3, 4, 5, 6, 7, 8]
 
 
@@ -245,6 +253,14 @@ async def test_waiting_chunks_are_copies() -> None:
     [
         pytest.param((3, {"finish_reason": "error: boom"}), (5, token(7), stop()), [[7], NONE], None,
                      "second", id="first-says-error-in-a-mapping"),
+        pytest.param((3, worded("error: boom")), (5, token(7), stop()), [[7], NONE], None,
+                     "second", id="first-says-error-as-text"),
+        pytest.param((worded(""), 6, token(6)), (1, token(7), stop()), [NONE, [7], NONE], None,
+                     "second", id="no-reason-as-text"),
+        pytest.param((3, GONE), (2, token(7), ValueError()), [[7]], InvalidArgument, "second",
+                     id="both-fail-one-after-its-token"),
+        pytest.param((5, token(7), stop()), (1, GONE), [[7], NONE], None, "first",
+                     id="second-fails"),
         pytest.param((HANDSHAKE, 3, GONE), (1, ValueError()), [NONE], Disconnected, "none",
                      id="both-fail"),
         pytest.param((5, token(7), GONE), (math.inf,), [[7]], Disconnected, "first",
@@ -425,6 +441,7 @@ class Defiant(ScriptedEngine):
         (LosableEngine(delay_s=60), 100, {("input",): 3, ("output",): 6}, {}),
         (LosableEngine(delay_s=60), 1, {("input",): 6, ("output",): 6}, {("input",): 3}),
         (Defiant(), 1, None, {("input",): 3, ("output",): 2}),
+        (ScriptedEngine(1.5, OVERLONG), 1, None, {("input",): 3, ("output",): 2}),
     ],
 )
 @virtual
@@ -611,6 +628,8 @@ def check_aborts(engine: LosableEngine, stop_at: float | None, mode: str) -> Non
     elif times:
         # The loser had no token yet, so in decode mode it is not aborted at all.
         assert (times, token_at, mode) == ([engine.closed_at], None, "agg")
+    if stop_at is None and mode == "decode":
+        assert not any(context.is_stopped for context in engine.contexts)
 
 
 COMBINED: dict[str, Callable[[list[LosableEngine]], LLMEngine]] = {

@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators import IdleTimeout
 from rx_backend.errors import (
     BackendError,
     ConnectionTimeout,
     EngineShutdown,
     InvalidArgument,
     Unknown,
+    as_backend_error,
     causes,
 )
 from rx_backend.protocols import (
@@ -467,6 +469,20 @@ def test_packed_tokens_are_unpacked(kind: Callable[[bytes], object]) -> None:
     assert message == "$.token_ids: expected 4 bytes per packed token, got 3 bytes"
 
 
+def test_the_id_of_a_hand_off_becomes_text() -> None:
+    """A frontend that packs sends 16 bytes; text is kept."""
+    place = {"bootstrap_host": "h", "bootstrap_port": 1, "bootstrap_room": 2}
+    text = "00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+    def asking(handoff_id: object) -> dict[str, object]:
+        return {"token_ids": [1], "bootstrap_info": {**place, "handoff_id": handoff_id}}
+
+    infos = [convert_request(asking(each)).bootstrap_info for each in (bytes(range(16)), text)]
+    assert [info and info.handoff_id for info in infos] == [text, text]
+    message = refusal(convert_request, asking(b"short"))
+    assert message == "$.bootstrap_info.handoff_id: expected str | null, got bytes"
+
+
 @pytest.mark.rows("H1", "TY-request")
 @pytest.mark.parametrize(
     ("wire", "message"),
@@ -557,6 +573,16 @@ def test_an_error_is_written_as_the_runtime_writes_it() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("retry", "reason"),
+    [(False, "request.deadline_exceeded"), (True, "backend.response_timeout")],
+)
+def test_a_deadline_is_final_unless_it_allows_a_retry(retry: bool, reason: str) -> None:
+    """After the first reason the runtime tries no other worker; the kind is the same."""
+    wire = to_builtins(as_backend_error(IdleTimeout(1.0, 7, retry=retry)))
+    assert (wire["error_type"], wire["reason"]) == ({"Backend": "ResponseTimeout"}, reason)
+
+
 def test_causes_of_an_error_travel_with_it() -> None:
     """Untyped causes travel as text with their class, in the runtime's form."""
     error = EngineShutdown("gone")
@@ -607,7 +633,8 @@ def test_an_item_survives_the_wire(
 )
 def test_errors_of_other_runtimes_are_read(wire: dict[str, Any], kind: str) -> None:
     """Older, newer and the runtime's own errors get the nearest kind, with their message."""
-    item = convert_annotated({"event": "error", "error": {**wire, "message": "m"}})
+    item = convert_annotated({"id": "7", "event": "error", "error": {**wire, "message": "m"}})
+    assert (item.id, item.event) == ("7", "error")
     assert item.error is not None
     assert (item.error.kind, item.error.message, item.comment) == (kind, "m", None)
 

@@ -94,7 +94,8 @@ async def test_each_open_answer_of_a_stopped_request_is_cancelled(
     """With its index and its own tokens; those that have ended have no second end."""
     go_on = threading.Event()
     end = FinishReason.STOP
-    begun = [LLMEngineOutput([7] * (index + 1), index=index) for index in (0, 1)]
+    none = cast("FinishReason", "")  # as some engines write it
+    begun = [LLMEngineOutput([7] * (i + 1), index=i, finish_reason=none) for i in (0, 1)]
     begun += [LLMEngineOutput(finish_reason=end, index=index) for index in ended]
 
     def blocking() -> Iterator[LLMEngineOutput]:
@@ -292,6 +293,15 @@ async def test_a_thread_that_exits_ends_only_its_request(leaving: BaseException)
         threading.Thread(target=inbox.end, args=(leaving,)).start()
         with pytest.raises(Unknown, match=type(leaving).__name__):
             await anext(aiter(inbox))
+
+    class Leaving(Counting):
+        def step(self, sequences: list[StepSequence]) -> None:
+            sequences[0].fail(leaving)
+
+    steps = StepThread(Leaving(), max_sequences=1)
+    with pytest.raises(Unknown, match=type(leaving).__name__):
+        await read(steps.stream(REQUEST, RequestContext()))
+    await steps.close()
 
 
 @pytest.mark.rows("E4")

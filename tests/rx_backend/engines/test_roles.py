@@ -83,6 +83,7 @@ async def test_prefill_then_decode_gives_the_tokens_of_an_aggregated_run(make: M
     assert split.token_ids == whole.token_ids
     assert first.token_ids == whole.token_ids[:1]
     assert split.counted == (4, 5)
+    assert [seen.chunks[-1].disaggregated_params for seen in (split, whole)] == [None, None]
 
 
 @both
@@ -133,6 +134,7 @@ async def test_stop_before_the_first_token(make: Make, mode: str, tokens: list[i
     handoff = {"engine": kind_of(make), "prompt_tokens": 4}
     seen = await consume(make(mode=mode), request(handoff=handoff), context)
     assert (seen.token_ids, seen.reason, seen.counted) == (tokens, "cancelled", (4, len(tokens)))
+    assert not tokens or seen.ttft_ms >= 10
 
 
 @both
@@ -182,12 +184,12 @@ async def test_drain_waits_for_streams_that_are_open(make: Make) -> None:
     await asyncio.sleep(0.05)
     reading.cancel()
     await asyncio.wait([reading])
-    reading = asyncio.create_task(consume(engine, request(tokens=3)))
+    reads = [asyncio.create_task(consume(engine, request(tokens=number))) for number in (3, 5)]
     await asyncio.sleep(0.005)
     assert not await engine.is_quiescent()
     await engine.drain()
     assert await engine.is_quiescent()
-    assert len((await reading).chunks) == 3
+    assert [len((await read).chunks) for read in reads] == [3, 5]
 
 
 @both

@@ -94,6 +94,17 @@ async def test_prompts_share_a_step_oldest_first() -> None:
 
 
 @virtual
+async def test_a_decode_engine_prefills_nothing() -> None:
+    """The first token takes one step, however long the prompt."""
+    engine = SimulatedEngine(
+        mode="decode", step_ms=10, step_ms_per_sequence=0, prefill_ms_per_token=1
+    )
+    handoff = {"engine": "simulated", "prompt_tokens": 500}
+    seen = await consume(engine, request(500, 2, handoff=handoff))
+    assert seen.times_ms == pytest.approx([10, 20])
+
+
+@virtual
 async def test_the_kv_cache_limits_concurrency() -> None:
     """A request waits until the cache has room for its prompt and output, and gives it back."""
     engine = SimulatedEngine(
@@ -101,6 +112,9 @@ async def test_the_kv_cache_limits_concurrency() -> None:
     )
     config = await engine.start(0)
     assert (config.kv_cache_block_size, config.total_kv_blocks) == (16, 6)
+    config = await SimulatedEngine(max_batch=3, prefill_chunk_tokens=7).start(0)
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == (3, 7)
+    assert (config.kv_cache_block_size, config.total_kv_blocks) == (None, None)
     reading = [asyncio.create_task(consume(engine, request(45, 5))) for _ in range(3)]
     await asyncio.sleep(0.001)
     assert engine.load.kv_tokens == 100

@@ -113,9 +113,22 @@ def test_chunks_show_their_content() -> None:
         Annotated(data=LLMEngineOutput(text="hm")),
         Annotated.from_error(ValueError("gone")),
         ("a", "b"),
+        np.array([1, 2]),
     ]
-    found = written(MarblePicture([row_of(items, every=3)]).figure())
-    shown = ["the cat", "␣", "你?", "7 8", "image_url seen", "hm", "InvalidArgument", "a b"]
+    # Arrays can't be compared.
+    values = {"x": np.array([3, 4])}
+    found = written(MarblePicture([row_of(items, every=3)], values=values).figure())
+    shown = [
+        "the cat",
+        "␣",
+        "你?",
+        "7 8",
+        "image_url seen",
+        "hm",
+        "InvalidArgument",
+        "a b",
+        "[1 2]",
+    ]
     assert [text for text in found if text in shown] == shown
 
 

@@ -138,6 +138,11 @@ def test_a_chart_at_the_slowest_speed(folder: Path, monkeypatch: pytest.MonkeyPa
         ({"speed": 0}, "--speed: expected a number, 1e-06 or more"),
         ({"speed": 1e-300}, "--speed: expected a number, 1e-06 or more, got 1e-300"),
         ({"max_batch": 0}, "--max-batch: expected"),
+        ({"pipeline": "os:sep"}, "pipeline os:sep: expected"),
+        (
+            {"engine": "rx_backend.engines:SampleEngine", "model_path": "m"},
+            "--model-path: engine rx_backend.engines:SampleEngine takes no model_path",
+        ),
     ],
 )
 def test_bad_options_are_named(folder: Path, options: dict[str, object], complaint: str) -> None:
@@ -171,10 +176,13 @@ def test_files_are_written_and_named(folder: Path) -> None:
     assert any(line.startswith("requests ") for line in said[3].splitlines())
 
 
-def test_no_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra the run says how to get a plot, and writes the rest."""
+def test_no_plot_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the run says how to get a plot; what an earlier run left is removed."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    said, out = quiet(plot=True, limit=3)
+    (folder / "out").mkdir()
+    for name in ("replay.png", "spans.jsonl"):
+        (folder / "out" / name).touch()
+    said, out = quiet(plot=True, limit=3, out=folder / "out")
     assert any("rx-backend[plot]" in line for line in said)
     assert sorted(path.name for path in out.iterdir()) == ["requests.jsonl", "summary.json"]
 

@@ -160,6 +160,14 @@ def test_every_answer_has_its_own_terminal(engine: type[CorrectEngine], rules: l
 
 
 @pytest.mark.rows("K1")
+def test_a_long_answer_is_not_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may have as many chunks as tokens were requested, for each answer."""
+    monkeypatch.setattr("rx_backend.testing.conformance_stream._MOST_EXTRA", 4)
+    report = run_conformance(SeveralAnswers, request=wanting(2))
+    assert report.ok, str(report)
+
+
+@pytest.mark.rows("K1")
 @pytest.mark.parametrize("engine", [broken("BlocksTheLoop"), CorrectEngine])
 def test_a_blocked_loop_is_seen_on_the_real_clock(engine: type[CorrectEngine]) -> None:
     """There a timer is late; an engine that only waits is not taken for one that blocks."""

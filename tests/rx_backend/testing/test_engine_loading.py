@@ -34,7 +34,8 @@ def test_a_name_is_resolved_to_the_factory() -> None:
         (f"{HERE}:Missing", "has no attribute 'Missing'"),
         (f"{HERE}:CorrectEngine.missing", "'CorrectEngine' has no attribute 'missing'"),
         (f"{HERE}:BROKEN", "got list"),
-        ("..relative:Engine", "importing the module raised"),
+        ("..relative:Engine", "expected module:name"),
+        ("my-engine:Engine", "expected module:name, got 'my-engine:Engine'"),
     ],
 )
 def test_an_invalid_engine_name_is_a_clear_error(target: str, message: str) -> None:

@@ -99,6 +99,7 @@ def test_items_without_a_letter_are_question_marks() -> None:
         MarbleEvent(3, "error", FAILURE),
     ]
     assert render_marbles(seen, {"a": 1, "b": [2]}) == "?z?(b#)"
+    assert render_marbles(seen) == "?za(?#)"
 
 
 def test_items_that_cannot_be_compared_are_different() -> None:
@@ -201,18 +202,19 @@ def test_a_mismatch_shows_the_lines_aligned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "difference"),
+    ("source", "result", "difference"),
     [
-        ("-a-b-", "expected nothing more, got completed at frame 5"),
-        ("-a-b--|", "expected completed at frame 6, got completed at frame 5"),
-        ("-a-b-#", "expected error at frame 5, got completed at frame 5"),
+        ("-a-b-|", "-a-b-", "expected nothing more, got completed at frame 5"),
+        ("-a-b-", "-a-b-|", "expected completed at frame 5, got nothing more"),
+        ("-a-b-|", "-a-b--|", "expected completed at frame 6, got completed at frame 5"),
+        ("-a-b-|", "-a-b-#", "expected error at frame 5, got completed at frame 5"),
     ],
 )
-def test_ends_are_compared(result: str, difference: str) -> None:
-    """An end too many, too late or of another kind is a difference."""
+def test_ends_are_compared(source: str, result: str, difference: str) -> None:
+    """An end too many, too late, of another kind or missing is a difference."""
     test = Marbles()
     with pytest.raises(MarbleMismatch, match=difference):
-        test.expect(test.cold("-a-b-|"), result)
+        test.expect(test.cold(source), result)
 
 
 def test_errors_are_compared() -> None:
@@ -225,8 +227,9 @@ def test_errors_are_compared() -> None:
         assert_marbles(swap, source="-a#", result="-a#")
     assert_marbles(swap, source="-a#", result="-a#", result_error=KeyError)
     assert_marbles(swap, source="-a#", result="-a#", result_error=KeyError("other"))
-    with pytest.raises(MarbleMismatch, match="boom"):
-        assert_marbles(swap, source="-a#", result="-a#", result_error=boom)
+    for error in (boom, LookupError("other")):
+        with pytest.raises(MarbleMismatch, match=f"expected error {type(error).__name__}"):
+            assert_marbles(swap, source="-a#", result="-a#", result_error=error)
 
     def fail(item: object) -> object:
         raise ValueError(item)
@@ -242,6 +245,7 @@ def test_drops() -> None:
         assert_marbles(ops.take(9), source="-ab-c|", result="-a!", subscriptions=["^-!"], hot=hot)
     assert_marbles(ops.take(9), source="-(abc)|", result="-(ab!)", subscriptions=["^!"])
     assert_marbles(ops.take(9), source="-a-b-|", result="-a-b-!")
+    assert_marbles(ops.take(9), source="-a-b-|", result="-a-(b!)")
     with pytest.raises(MarbleMismatch):
         assert_marbles(ops.filter(lambda item: item != "b"), source="-a-b-|", result="-a-(b!)")
     test = Marbles({"a": 1})
@@ -252,7 +256,8 @@ def test_drops() -> None:
 
 def test_a_hot_source_plays_without_subscribers() -> None:
     """A hot line begins at ``^``, and late subscribers miss its beginning; a cold one waits for them."""
-    assert_marbles(ops.take(9), source="xy^a-b|", result="-a-b|", hot=True)
+    assert_marbles(ops.take(9), source="xy^a-(bc)|", result="-a-(bc)|", hot=True)
+    assert_marbles(ops.repeat(2), source="-a|", result="-a-a|")
     assert_marbles(ops.take(9), source="a-b|", result="a-b|", hot=True)
     for is_hot, result, subscription in (
         (True, "----c|", "--^--!"),

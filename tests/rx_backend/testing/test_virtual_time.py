@@ -230,6 +230,17 @@ def test_an_endless_wait_is_always_a_deadlock(leaks: LeakWatch) -> None:
         thread.join()
 
 
+def test_a_wait_of_ages_is_one_jump() -> None:
+    """Some write such a number for ever; what comes after it comes at once, too."""
+
+    async def main() -> float:
+        await asyncio.sleep(sys.maxsize)
+        await asyncio.sleep(1)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) > sys.maxsize
+
+
 def test_deadlock_comes_out_of_run_until_complete() -> None:
     """The error leaves the loop itself; the loop can be used and closed, and takes no timers then."""
     loop = VirtualTimeLoop()

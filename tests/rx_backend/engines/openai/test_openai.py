@@ -431,6 +431,7 @@ def test_a_chat_goes_to_the_chat_endpoint() -> None:
     stream = data(
         {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
         {"choices": [{"delta": {"reasoning_content": "hm"}}]},
+        {"choices": [{"delta": {"reasoning": "well"}}]},
         {"choices": [{"delta": {"content": "hi"}}]},
         {"choices": [{"delta": {"tool_calls": [call]}}]},
         {"choices": [{"delta": {"content": None}, "finish_reason": "tool_calls"}]},
@@ -445,6 +446,7 @@ def test_a_chat_goes_to_the_chat_endpoint() -> None:
     chunks = asyncio.run(ask(stream, request=request, server=server))
     assert [(chunk.text, chunk.engine_data) for chunk in chunks] == [
         (None, {"reasoning_content": "hm"}),
+        (None, {"reasoning_content": "well"}),
         ("hi", None),
         (None, {"tool_calls": [call]}),
         (None, None),

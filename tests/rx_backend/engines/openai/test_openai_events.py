@@ -13,9 +13,11 @@ from rx_backend.engines.openai.answers import LlamaServerAnswers, OpenAIAnswers
 from rx_backend.engines.openai.stream import EventReader
 from rx_backend.errors import Unknown
 from rx_backend.protocols import (
+    FinishReason,
     LLMEngineOutput,
     OutputOptions,
     PreprocessedRequest,
+    PromptTokensDetails,
     SamplingOptions,
     TopLogprob,
     usage,
@@ -99,8 +101,10 @@ def test_a_character_of_several_tokens_from_llama_server() -> None:
     event = llama(content="漢", tokens=[112], tokens_predicted=3)
     alone = LlamaServerAnswers(PROMPT).read(event)
     assert alone == [LLMEngineOutput([112], text="漢")]
-    helped = LlamaServerAnswers(PROMPT, lambda text: [*text.encode()]).read(event)
-    assert helped == [LLMEngineOutput([0xE6, 0xBC, 0xA2], text="漢")]
+    helped = LlamaServerAnswers(PROMPT, lambda text: [*text.encode()])
+    assert helped.read(event) == [LLMEngineOutput([0xE6, 0xBC, 0xA2], text="漢")]
+    event = llama(content="x", tokens=[7], tokens_predicted=4)
+    assert helped.read(event) == [LLMEngineOutput([7], text="x")]
 
 
 def test_log_probs_come_without_text() -> None:
@@ -109,6 +113,53 @@ def test_log_probs_come_without_text() -> None:
     event = llama(content="x", tokens=[7], tokens_predicted=1, completion_probabilities=[entry])
     (chunk,) = LlamaServerAnswers(PROMPT).read(event)
     assert chunk == LLMEngineOutput([7], log_probs=[-0.5])
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [{"content": [{"token": "x", "logprob": -0.5}]}, {"tokens": ["x"], "token_logprobs": [-0.5]}],
+    ids=["chat", "completion"],
+)
+def test_log_probs_without_those_of_other_tokens(logprobs: dict[str, object]) -> None:
+    """A chat has another form for them, and text beside the ids, which are the server's."""
+    event = choice(7, delta={"content": "x"}, logprobs=logprobs)
+    answers = OpenAIAnswers(PROMPT, lambda text: [*text.encode()])
+    (chunk,) = answers.read(json.dumps(event).encode())
+    assert chunk == LLMEngineOutput([7], text="x", log_probs=[-0.5])
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize(
+    ("end", "reason", "word"),
+    [
+        ({"stop_type": "limit"}, FinishReason.LENGTH, None),
+        ({"stop_type": "eos", "stopping_word": ""}, FinishReason.STOP, None),
+        ({"stop_type": "word", "stopping_word": "END"}, FinishReason.STOP, "END"),
+    ],
+)
+def test_the_end_of_an_answer_of_llama_server(
+    end: dict[str, str], reason: FinishReason, word: str | None
+) -> None:
+    """With its reason and the server's counts."""
+    request = PreprocessedRequest(token_ids=[1, 2], sampling_options=SamplingOptions(n=2))
+    event = llama(index=1, tokens_predicted=3, stop=True, timings={"cache_n": 1}, **end)
+    (chunk,) = LlamaServerAnswers(request).read(event)
+    counts = usage(2, 3)
+    counts.prompt_tokens_details = PromptTokensDetails(cached_tokens=1)
+    assert (chunk.index, chunk.finish_reason, chunk.stop_reason) == (1, reason, word)
+    assert chunk.completion_usage == counts
+
+
+@pytest.mark.rows("E3")
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_event_of_no_open_answer_is_skipped(index: int) -> None:
+    """The answer has ended, or was not requested."""
+    answers = OpenAIAnswers(PROMPT)
+    answers.read(json.dumps(choice(5, finish_reason="stop")).encode())
+    assert answers.read(json.dumps(choice(6, index=index)).encode()) == []
+    answers = LlamaServerAnswers(PROMPT)
+    answers.read(llama(content="x", tokens=[7], tokens_predicted=1, stop=True))
+    assert answers.read(llama(content="y", tokens=[8], tokens_predicted=2, index=index)) == []
 
 
 def test_log_probs_are_omitted_where_tokens_are_missing() -> None:
