@@ -115,7 +115,7 @@ class Shutdown:
 
         def hurry() -> None:
             now = asyncio.get_running_loop().time()
-            limit.reschedule(min(limit.when() or now, now + share * self.remaining_s(math.inf)))
+            _expire_at(limit, min(limit.when() or now, now + share * self.remaining_s(math.inf)))
 
         undo = self.forced.listen(hurry)
         try:
@@ -258,11 +258,16 @@ async def wait_with_deadline(
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(seconds) as limit:
-        undo = give_up.listen(lambda: limit.reschedule(loop.time()))
+        undo = give_up.listen(lambda: _expire_at(limit, loop.time()))
         try:
             return await step
         finally:
             undo()
+
+
+def _expire_at(limit: asyncio.Timeout, when: float) -> None:
+    if not limit.expired():
+        limit.reschedule(when)
 
 
 async def own_cancellation(step: Awaitable[T]) -> T:
