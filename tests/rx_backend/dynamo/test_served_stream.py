@@ -368,6 +368,20 @@ async def test_a_first_token_notification_releases_the_kill(pushed: bool) -> Non
     assert (engine.open, engine.aborts) == (0, 1)
 
 
+@pytest.mark.rows("A2", "A6")
+@EITHER_WAY
+@virtual
+async def test_a_stop_leaves_the_end_to_the_engine(pushed: bool) -> None:
+    """Unlike a kill, it aborts the request, whose stream continues."""
+    engine = Engine(plain)
+    context = RuntimeContext()
+    seen: list[dict[str, Any]] = []
+    stream = serving(EngineAdapter(engine))(REQUEST, context, **sender_to(seen, pushed))
+    asyncio.get_running_loop().call_later(1.5, context.stop_generating)
+    await pull_all([stream], seen, 0.0)
+    assert (engine.aborts, len(seen)) == (1, TOKENS + 1)
+
+
 @pytest.mark.rows("S5", "S7")
 @EITHER_WAY
 @virtual
