@@ -10,10 +10,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from rx_backend.adapter import EngineAdapter
+from rx_backend.checks import instance
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import serving
 from rx_backend.engine import EngineConfig, LLMEngine, check_methods
-from rx_backend.errors import EngineShutdown, to_dynamo
+from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parsers
@@ -26,6 +27,7 @@ from rx_backend.worker.model_files import (
     shared_model_folder,
     tokenizer_folder,
 )
+from rx_backend.worker.options import is_endpoint_part
 from rx_backend.worker.process import frozen_heap, max_switch_interval
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
@@ -71,7 +73,8 @@ class Worker:
 
     Raises:
         InvalidArgument: *mode* is unknown, *engine* lacks a required method, *pipeline* is neither
-            a pipeline nor callable, or *model_path* has no tokenizer.
+            a pipeline nor callable, a part of the address is no name, *model_path* has no tokenizer,
+            or *probe* is not a mapping.
 
     To run it in your own program::
 
@@ -106,6 +109,9 @@ class Worker:
             component or ("prefill" if self._adapter.mode.is_prefill else "backend"),
             endpoint,
         )
+        for name, part in zip(("namespace", "component", "endpoint"), self._place, strict=True):
+            if not is_endpoint_part(part):
+                raise InvalidArgument(f"{name}: expected a name without dots, got {part!r}")
         self._transport = (discovery, request_plane)
         self.parsers: Mapping[str, str | None] = {
             "tool_call_parser": tool_call_parser,
@@ -117,6 +123,8 @@ class Worker:
         self._placeholder_tokenizer = placeholder_tokenizer
         self._coalesce = coalesce
         self._times = times or ShutdownTimes()
+        if probe is not None:
+            instance("probe", probe, Mapping)
         self._probe = probe
         self._shutdown = shutdown or Shutdown()
         self._context_length: int | None = None
