@@ -40,8 +40,8 @@ class Worker:
 
     SIGTERM or SIGINT shut it down gracefully: it leaves discovery, waits for a grace period, lets
     the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
-    the process. If ``cleanup`` can't be stopped at its deadline, the process also ends, with exit
-    code 1.
+    the process. Handlers of the engine's for these signals are replaced. If ``cleanup`` can't be
+    stopped at its deadline, the process also ends, with exit code 1.
 
     While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, and the
     garbage collector ignores objects that existed when the engine had started.
@@ -161,8 +161,13 @@ class Worker:
         )
 
         with ExitStack() as stack:
-            stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
+            signals = signals_to(self._shutdown, unwind_s=self._times.unwind_s)
+            take_signals = stack.enter_context(signals)
             stack.enter_context(max_switch_interval(_SWITCH_S))
+
+            def registration(config: EngineConfig) -> tuple[EngineConfig, str]:
+                take_signals()
+                return self._registration(config)
 
             def ready(config: EngineConfig) -> None:
                 stack.enter_context(frozen_heap())
@@ -177,7 +182,7 @@ class Worker:
                 self._shutdown,
                 mode=self._adapter.mode,
                 times=self._times,
-                registration=self._registration,
+                registration=registration,
                 probe=self._probe,
             )
             await lifecycle.run(ready)
