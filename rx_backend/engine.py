@@ -9,7 +9,7 @@ import operator
 import types
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import msgspec
 from reactivex import Observable
@@ -49,6 +49,11 @@ The result of ``generate``: an asynchronous iterator, a ``reactivex`` Observable
 """
 
 
+# What the runtime can register.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]
+
+
 class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
     The properties of a started engine (row E1). Counts are in tokens, sizes in blocks.
@@ -60,22 +65,19 @@ class EngineConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str
     served_model_name: str | None = None
     model_aliases: list[str] = []
-    context_length: int | None = None
-    kv_cache_block_size: int | None = None
-    total_kv_blocks: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    data_parallel_size: int | None = None
-    data_parallel_start_rank: int | None = None
-    max_gpu_lora_count: int | None = None
+    context_length: _Count | None = None
+    kv_cache_block_size: _Count | None = None
+    total_kv_blocks: _Count | None = None
+    max_num_seqs: _Count | None = None
+    max_num_batched_tokens: _Count | None = None
+    data_parallel_size: _Count | None = None
+    data_parallel_start_rank: _Count | None = None
+    max_gpu_lora_count: _Count | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     bootstrap_host: str | None = None
-    bootstrap_port: int | None = None
+    bootstrap_port: _Port | None = None
     runtime_data: dict[str, Any] = {}
-
-
-_COUNTS = [each.name for each in msgspec.structs.fields(EngineConfig) if each.type == int | None]
 
 
 class LLMEngine(ABC):
@@ -151,16 +153,13 @@ def is_engine(value: object) -> bool:
 
 
 def check_config(config: EngineConfig) -> EngineConfig:
-    """Return *config* if its model name and numbers are valid, else raise `InvalidArgument`."""
+    """Return a copy of *config* if its fields are valid, else raise `InvalidArgument`."""
     check_model_name(config)
-    for name in _COUNTS:
-        value = getattr(config, name, None)
-        if value is not None and (type(value) is not int or value < 0):
-            raise InvalidArgument(
-                f"start() must return an EngineConfig with {name} a whole number from 0, or None, "
-                f"got {value!r}"
-            )
-    return config
+    names = (name for name in EngineConfig.__struct_fields__ if hasattr(config, name))
+    try:
+        return msgspec.convert({name: getattr(config, name) for name in names}, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"start() must return a valid EngineConfig: {error}") from None
 
 
 def check_model_name(config: EngineConfig) -> None:

@@ -114,7 +114,6 @@ class ContextBridge:
     def close(self) -> None:
         """Stop waiting. Idempotent."""
         self._is_closed = True
-        self._on_kill = None
         self._waiter.cancel()
         if self._next_look is not None:
             self._next_look.cancel()

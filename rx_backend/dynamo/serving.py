@@ -108,8 +108,6 @@ async def _open_stream(
             expected), or its prompt is too long.
         BackendError: The engine's set-up failed.
     """
-    if not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"$: expected an object, got {type(request).__name__}")
     typed = convert_request(request)
     if typed.is_probe:
         return await probes.generate(request, context)

@@ -290,13 +290,13 @@ def _runtime_config(llm: Any, config: EngineConfig) -> Any:
         "tool_call_parser",
         "reasoning_parser",
     ):
-        value = getattr(config, name, None)
+        value = getattr(config, name)
         if value is not None:
             setattr(result, name, value)
     for key, value in config.runtime_data.items():
         try:
             result.set_engine_specific(key, json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # the runtime raises no other class
             raise InvalidArgument(f"runtime_data[{key!r}]: expected JSON, {error}") from error
     if config.bootstrap_host is not None or config.bootstrap_port is not None:
         result.set_disaggregated_endpoint(config.bootstrap_host, config.bootstrap_port)

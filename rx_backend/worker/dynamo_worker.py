@@ -8,7 +8,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from rx_backend.adapter import EngineAdapter
 from rx_backend.context import RequestContext
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo.context import BridgedContext
-from rx_backend.dynamo.outlet import ResponseSender
+from rx_backend.dynamo.outlet import ClientLeft, Outlet, ResponseSender
 from rx_backend.dynamo.serving import Handler, serving
 from rx_backend.engine import ChunkSource, EngineConfig, LLMEngine
 from rx_backend.errors import InvalidArgument
@@ -207,10 +207,16 @@ def _has_tokens(request: object) -> bool:
 async def _unchanged(
     items: AsyncIterator[Any], response_sender: ResponseSender | None
 ) -> AsyncGenerator[Any]:
-    async for item in items:
-        if response_sender is None:
+    if response_sender is None:
+        async for item in items:
             yield item
-        else:
-            response_sender.send(item)
-    if response_sender is not None:
-        response_sender.close()
+        return
+    outlet = Outlet(response_sender, merge=False)
+    with suppress(ClientLeft):
+        try:
+            async for item in items:
+                if outlet.send(item):
+                    await outlet.room()
+        finally:
+            await outlet.finish()
+    outlet.close()

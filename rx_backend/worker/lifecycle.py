@@ -116,9 +116,9 @@ class Lifecycle:
 
     async def _with_engine(self, on_ready: Callable[[EngineConfig], None]) -> None:
         try:
-            config = await self._start()
-            if config is not None:
-                await self._serve(config, on_ready)
+            started = await self._start()
+            if started is not None:
+                await self._serve(*started, on_ready)
         except BaseException:
             # Only the first error is raised.
             try:
@@ -128,22 +128,30 @@ class Lifecycle:
             raise
         await self._cleanup()
 
-    async def _start(self) -> EngineConfig | None:
-        """Start the engine; return None if shutdown was requested in the meantime."""
+    async def _start(self) -> tuple[EngineConfig, Mapping[str, Any] | None] | None:
+        """Start the engine; return its config and health check, None if shutdown was requested."""
         asked = self._shutdown.requested
+        started = None
         try:
-            start = self._awaited("start", self._engine.start(self._endpoint.worker_id))
-            return check_config(await wait_with_deadline(start, None, asked))
+            started = await wait_with_deadline(self._started(), None, asked)
         except (TimeoutError, EventLoopBlocked):
-            if asked.is_set:
-                return None
-            raise
+            if not asked.is_set:
+                raise
         finally:
             self._shutdown.started = True
+        return None if asked.is_set else started
 
-    async def _serve(self, config: EngineConfig, on_ready: Callable[[EngineConfig], None]) -> None:
+    async def _started(self) -> tuple[EngineConfig, Mapping[str, Any] | None]:
+        start = self._awaited("start", self._engine.start(self._endpoint.worker_id))
+        return check_config(await start), self._probe or await self._own_probe()
+
+    async def _serve(
+        self,
+        config: EngineConfig,
+        probe: Mapping[str, Any] | None,
+        on_ready: Callable[[EngineConfig], None],
+    ) -> None:
         config, path = self._registration(config)
-        probe = self._probe or await self._own_probe()
         served = asyncio.ensure_future(self._endpoint.serve(self._handler, probe))
         self._served = served
         lost = asyncio.ensure_future(until_lost(self._engine))

@@ -10,7 +10,7 @@ from rx_backend.worker.dynamo_runtime import DynamoEndpoint
 __all__ = ("keep_listed",)
 
 _LISTED_POLL_S = 1.0
-_RESTORE_TRIES = 5
+_RESTORE_TRIES, _TRY_S = 5, 10.0
 
 
 async def keep_listed(endpoint: DynamoEndpoint) -> object:
@@ -33,9 +33,10 @@ async def _restore(endpoint: DynamoEndpoint) -> object | None:
     failure: object = "still not listed"
     for _ in range(_RESTORE_TRIES):
         try:
-            await endpoint.restore()
+            async with asyncio.timeout(_TRY_S):
+                await endpoint.restore()
         except Exception as error:
-            failure = error
+            failure = str(error) or repr(error)
         await asyncio.sleep(_LISTED_POLL_S)
         if endpoint.is_listed():
             _log.warning("worker is listed in discovery again")

@@ -22,6 +22,7 @@ __all__ = (
     "add_dynamo_options",
     "add_frontend_options",
     "add_serve_options",
+    "is_endpoint_part",
 )
 
 _Type: TypeAlias = Callable[[str], Any]
@@ -225,10 +226,16 @@ def _endpoint(text: str) -> str:
 
 
 def _part(text: str) -> str:
-    """Check a part of an address; the runtime's metrics require a letter or digit in it."""
-    if "." in text or not text.isprintable() or not re.search("[A-Za-z0-9_-]", text):
+    if not is_endpoint_part(text):
         raise ValueError(text)
     return text
+
+
+def is_endpoint_part(part: object) -> bool:
+    """Whether *part* can be in an address; the runtime's metrics require a letter or digit in it."""
+    if not isinstance(part, str) or "." in part or not part.isprintable():
+        return False
+    return re.search("[A-Za-z0-9_-]", part) is not None
 
 
 def _boolean(text: str) -> bool:

@@ -104,12 +104,10 @@ async def until_reachable(service: Service) -> None:
 
 async def _answers(service: Service) -> bool:
     for host, port in service.places:
-        with suppress(OSError):
+        with suppress(OSError, UnicodeError):  # the latter for a name that is none in DNS
             async with asyncio.timeout(_TRY_S):
                 _, writer = await asyncio.open_connection(host, port)
             writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
             return True
     return False
 

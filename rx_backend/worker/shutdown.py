@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ __all__ = (
 )
 
 T = TypeVar("T")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,7 @@ class Shutdown:
 
         def hurry() -> None:
             now = asyncio.get_running_loop().time()
-            limit.reschedule(min(limit.when() or now, now + share * self.remaining_s(math.inf)))
+            _expire_at(limit, min(limit.when() or now, now + share * self.remaining_s(math.inf)))
 
         undo = self.forced.listen(hurry)
         try:
@@ -129,16 +131,18 @@ class EventLoopBlocked(BaseException):
 
 
 @contextmanager
-def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
+def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[Callable[[], None]]:
     """
     Let SIGTERM and SIGINT request the shutdown while the block runs; in the main thread only.
+
+    Yield a function that replaces the handlers for them that have been installed since, as by an
+    engine's ``start``. The event loop's handlers for other signals are called as before.
 
     A third signal ends the process as it does by default. If the engine's ``start`` blocks the
     event loop, `EventLoopBlocked` is raised inside it after *unwind_s* seconds; if it does not
     return within another *unwind_s*, the process exits with code 1.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     watch = _StartWatch(asyncio.get_running_loop(), shutdown, unwind_s)
 
     def handle(number: int, _: object) -> None:
@@ -155,16 +159,20 @@ def signals_to(shutdown: Shutdown, *, unwind_s: float = 5.0) -> Generator[None]:
             raise EventLoopBlocked
 
     def by_default() -> None:
-        restore(dict.fromkeys(numbers, signal.SIG_DFL))
+        restore(dict.fromkeys(_SIGNALS, signal.SIG_DFL))
 
     def restore(handlers: dict[signal.Signals, Any]) -> None:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
-    restore(dict.fromkeys(numbers, handle))
+    def install() -> None:
+        restore(dict.fromkeys(_SIGNALS, handle))
+        watch.listen()
+
+    restore(dict.fromkeys(_SIGNALS, handle))
     try:
         with watch.running():
-            yield
+            yield install
     finally:
         restore({number: handler or signal.SIG_DFL for number, handler in before.items()})
 
@@ -184,6 +192,8 @@ class _StartWatch:
         self._patience_s = patience_s
         self._responded = threading.Event()
         self._interrupting = False
+        self._writer = -1
+        self._next = -1
 
     def is_interrupting(self) -> bool:
         """Whether the signal being handled is to interrupt what blocks the loop."""
@@ -196,20 +206,31 @@ class _StartWatch:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         with reader, writer:
-            before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            self._writer = writer.fileno()
+            self.listen()
             thread = threading.Thread(target=self._watch, args=[reader], daemon=True)
             thread.start()
             try:
                 yield
             finally:
-                signal.set_wakeup_fd(before)
+                signal.set_wakeup_fd(self._next)
                 self._responded.set()
                 writer.close()
                 thread.join(self._patience_s)
 
+    def listen(self) -> None:
+        """Receive the signals, and pass on to the event loop those that it handles itself."""
+        before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        if before != self._writer:
+            self._next = before
+
     def _watch(self, signals: socket.socket) -> None:
         interrupted = False
-        while signals.recv(1):
+        while number := signals.recv(1):
+            if number[0] not in _SIGNALS:
+                with suppress(OSError):  # the loop has no handlers
+                    os.write(self._next, number)
+                continue
             with suppress(RuntimeError):  # the loop is closed
                 # It also wakes an idle loop, which then runs the handler.
                 self._loop.call_soon_threadsafe(self._responded.set)
@@ -258,11 +279,16 @@ async def wait_with_deadline(
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(seconds) as limit:
-        undo = give_up.listen(lambda: limit.reschedule(loop.time()))
+        undo = give_up.listen(lambda: _expire_at(limit, loop.time()))
         try:
             return await step
         finally:
             undo()
+
+
+def _expire_at(limit: asyncio.Timeout, when: float) -> None:
+    if not limit.expired():
+        limit.reschedule(when)
 
 
 async def own_cancellation(step: Awaitable[T]) -> T:

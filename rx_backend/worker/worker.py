@@ -10,10 +10,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from rx_backend.adapter import EngineAdapter
+from rx_backend.checks import instance
 from rx_backend.disagg import DisaggregationMode
 from rx_backend.dynamo import serving
 from rx_backend.engine import EngineConfig, LLMEngine, check_methods
-from rx_backend.errors import EngineShutdown, to_dynamo
+from rx_backend.errors import EngineShutdown, InvalidArgument, to_dynamo
 from rx_backend.logger import get_logger
 from rx_backend.pipeline import PipelineSource, standard_pipeline
 from rx_backend.worker.dynamo_runtime import DynamoRuntime, check_parsers
@@ -26,6 +27,7 @@ from rx_backend.worker.model_files import (
     shared_model_folder,
     tokenizer_folder,
 )
+from rx_backend.worker.options import is_endpoint_part
 from rx_backend.worker.process import frozen_heap, max_switch_interval
 from rx_backend.worker.shutdown import Shutdown, ShutdownTimes, signals_to
 
@@ -38,8 +40,8 @@ class Worker:
 
     SIGTERM or SIGINT shut it down gracefully: it leaves discovery, waits for a grace period, lets
     the requests in flight finish, and cleans up. A second signal forces the shutdown, a third ends
-    the process. If ``cleanup`` can't be stopped at its deadline, the process also ends, with exit
-    code 1.
+    the process. Handlers of the engine's for these signals are replaced. If ``cleanup`` can't be
+    stopped at its deadline, the process also ends, with exit code 1.
 
     While it runs, the interpreter switches threads every 0.2 ms instead of every 5 ms, and the
     garbage collector ignores objects that existed when the engine had started.
@@ -71,7 +73,8 @@ class Worker:
 
     Raises:
         InvalidArgument: *mode* is unknown, *engine* lacks a required method, *pipeline* is neither
-            a pipeline nor callable, or *model_path* has no tokenizer.
+            a pipeline nor callable, a part of the address is no name, *model_path* has no tokenizer,
+            or *probe* is not a mapping.
 
     To run it in your own program::
 
@@ -106,6 +109,9 @@ class Worker:
             component or ("prefill" if self._adapter.mode.is_prefill else "backend"),
             endpoint,
         )
+        for name, part in zip(("namespace", "component", "endpoint"), self._place, strict=True):
+            if not is_endpoint_part(part):
+                raise InvalidArgument(f"{name}: expected a name without dots, got {part!r}")
         self._transport = (discovery, request_plane)
         self.parsers: Mapping[str, str | None] = {
             "tool_call_parser": tool_call_parser,
@@ -117,6 +123,8 @@ class Worker:
         self._placeholder_tokenizer = placeholder_tokenizer
         self._coalesce = coalesce
         self._times = times or ShutdownTimes()
+        if probe is not None:
+            instance("probe", probe, Mapping)
         self._probe = probe
         self._shutdown = shutdown or Shutdown()
         self._context_length: int | None = None
@@ -153,8 +161,13 @@ class Worker:
         )
 
         with ExitStack() as stack:
-            stack.enter_context(signals_to(self._shutdown, unwind_s=self._times.unwind_s))
+            signals = signals_to(self._shutdown, unwind_s=self._times.unwind_s)
+            take_signals = stack.enter_context(signals)
             stack.enter_context(max_switch_interval(_SWITCH_S))
+
+            def registration(config: EngineConfig) -> tuple[EngineConfig, str]:
+                take_signals()
+                return self._registration(config)
 
             def ready(config: EngineConfig) -> None:
                 stack.enter_context(frozen_heap())
@@ -169,7 +182,7 @@ class Worker:
                 self._shutdown,
                 mode=self._adapter.mode,
                 times=self._times,
-                registration=self._registration,
+                registration=registration,
                 probe=self._probe,
             )
             await lifecycle.run(ready)

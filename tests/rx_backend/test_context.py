@@ -377,6 +377,17 @@ def test_a_child_has_the_signals_of_its_parent(
     assert (child.metadata, child.trace_headers) == (context.metadata, context.trace_headers)
 
 
+@pytest.mark.rows("C1", "C3")
+@virtual
+async def test_a_child_has_the_signals_of_its_parent_at_once() -> None:
+    """In whichever thread; an engine that looks does not wait for a turn of the event loop."""
+    context = RequestContext()
+    context.bind(asyncio.get_running_loop(), decode=False)
+    child = context.child()
+    in_thread(context.kill)
+    assert child.is_killed
+
+
 @pytest.mark.rows("C1", "C4")
 def test_a_child_can_be_stopped_separately() -> None:
     """

@@ -59,8 +59,22 @@ class Native:
         return ["source"]
 
 
-class NativeWithModel(Native):
+class Whole(Native):
+    """One with all optional methods."""
+
     needs_tokenizer = True
+
+    async def drain(self) -> None:
+        self.events.append("drain")
+
+    async def cleanup(self) -> None:
+        self.events.append("cleanup")
+
+    async def is_quiescent(self) -> Any:
+        return True
+
+    async def health_check_payload(self) -> dict[str, Any]:
+        return {"token_ids": [1]}
 
 
 @pytest.mark.rows("E2", "E4", "A2")
@@ -113,9 +127,22 @@ async def test_a_dynamo_engines_config_is_converted() -> None:
     own: Any = engine
     assert await own.kv_event_sources() == ["source"]
     assert not engine.needs_tokenizer
-    assert from_dynamo_engine(NativeWithModel()).needs_tokenizer
     with pytest.raises(InvalidArgument, match="has no method start"):
         from_dynamo_engine(object())
+
+
+@pytest.mark.rows("E5")
+@virtual
+async def test_optional_methods_of_a_dynamo_engine_are_called() -> None:
+    """Each as on an engine of ours."""
+    native = Whole()
+    engine = from_dynamo_engine(native)
+    assert engine.needs_tokenizer
+    assert await engine.health_check_payload() == {"token_ids": [1]}
+    assert await engine.is_quiescent() is True
+    await engine.drain()
+    await engine.cleanup()
+    assert native.events == ["drain", "cleanup"]
 
 
 @virtual
@@ -179,11 +206,13 @@ async def test_a_dynamo_engine_may_notify_its_first_token(is_told: bool) -> None
 @pytest.mark.rows("C1")
 def test_changes_of_metadata_stay_in_the_engine() -> None:
     """It may change it, also as a whole, and hand it on to a detached context; the client's stays."""
-    ours = RequestContext("r1", {"tenant": "a"})
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    ours = RequestContext("r1", {"tenant": "a"}, trace_headers=headers)
     context = EngineContext(ours)
     assert context.metadata == {"tenant": "a"}
     context.metadata["step"] = "1"
-    assert context.detached("r2").metadata == {"tenant": "a", "step": "1"}
+    detached = context.detached("r2")
+    assert (detached.metadata, detached.trace_headers()) == ({"tenant": "a", "step": "1"}, headers)
     context.metadata = given = {"tenant": "b"}
     context.metadata["step"] = "2"
     assert (context.metadata, given) == ({"tenant": "b", "step": "2"}, {"tenant": "b"})

@@ -119,11 +119,16 @@ async def test_items_ready_in_one_iteration_are_one_frame() -> None:
     """It waits for no longer than that iteration."""
     client = Client()
     outlet = Outlet(client, merge=True)
-    for number in range(5):
-        outlet.send_soon(token(number), asyncio.get_running_loop())
-    assert client.frames == []
-    await asyncio.sleep(0)
-    assert client.frames == [{"token_ids": [0, 1, 2, 3, 4]}]
+    for first in (0, 500):
+        numbers = [*range(first, first + 500)]
+        for number in numbers:
+            outlet.send_soon(token(number, text="x"), asyncio.get_running_loop())
+        assert client.tokens == [*range(first)]
+        assert outlet.is_full
+        await asyncio.sleep(0)
+        assert client.frames[-1] == {"token_ids": numbers, "text": "x" * 500}
+        assert not outlet.is_full
+    assert len(client.frames) == 2
 
 
 @pytest.mark.rows("S4")

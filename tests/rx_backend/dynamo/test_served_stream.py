@@ -38,6 +38,7 @@ class RuntimeContext:
     def __init__(self) -> None:
         self.metadata: dict[str, str] = {}
         self.signals: list[str] = []
+        self.notices = 0
         self.waiters: list[asyncio.Future[bool]] = []
 
     def id(self) -> str:
@@ -69,7 +70,8 @@ class RuntimeContext:
     def stop_generating(self) -> None:
         self.signal("stop")
 
-    def notify_first_token(self) -> None: ...
+    def notify_first_token(self) -> None:
+        self.notices += 1
 
 
 async def tokens() -> Chunks:
@@ -319,7 +321,7 @@ def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
     at_s: float, tokens_seen: int, pushed: bool
 ) -> None:
     """
-    The transfer continues to its first token, which nobody gets.
+    The transfer continues to its first token, which nobody gets, but the runtime is told.
 
     After it the kill is at once.
     """
@@ -338,6 +340,7 @@ def test_a_kill_on_a_decode_worker_waits_for_the_first_token(
         ended_at.append(asyncio.get_running_loop().time())
         await asyncio.sleep(0)
         assert (engine.open, engine.aborts, len(seen)) == (0, 1, tokens_seen)
+        assert context.notices == 1
 
     run_virtual(main())
     assert ended_at == [pytest.approx(max(at_s, 1.0))]
@@ -366,6 +369,20 @@ async def test_a_first_token_notification_releases_the_kill(pushed: bool) -> Non
     await pulling
     assert asyncio.get_running_loop().time() == pytest.approx(0.5)
     assert (engine.open, engine.aborts) == (0, 1)
+
+
+@pytest.mark.rows("A2", "A6")
+@EITHER_WAY
+@virtual
+async def test_a_stop_leaves_the_end_to_the_engine(pushed: bool) -> None:
+    """Unlike a kill, it aborts the request, whose stream continues."""
+    engine = Engine(plain)
+    context = RuntimeContext()
+    seen: list[dict[str, Any]] = []
+    stream = serving(EngineAdapter(engine))(REQUEST, context, **sender_to(seen, pushed))
+    asyncio.get_running_loop().call_later(1.5, context.stop_generating)
+    await pull_all([stream], seen, 0.0)
+    assert (engine.aborts, len(seen)) == (1, TOKENS + 1)
 
 
 @pytest.mark.rows("S5", "S7")

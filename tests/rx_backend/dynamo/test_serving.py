@@ -144,13 +144,23 @@ async def test_a_bad_request_gets_an_error_and_the_worker_survives() -> None:
 
 
 @pytest.mark.rows("H2")
-@pytest.mark.parametrize("end", [LLMEngineOutput.error("boom"), Unknown("boom")])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [LLMEngineOutput.error("boom")],
+        [Unknown("boom")],
+        [LLMEngineOutput.error("boom"), convert_output({"index": 1, "finish_reason": "stop"})],
+    ],
+    ids=["terminal", "raised", "one of two answers"],
+)
 @EITHER_WAY
 @real_time
-async def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, pushed: bool) -> None:
-    """It is the first item, where a request has the token before it; a good end is the only item."""
-    engines = {"good": ScriptedEngine(token(1), stop()), "bad": ScriptedEngine(token(1), end)}
-    probe = {"token_ids": [1], "_HEALTH_CHECK": True}
+async def test_a_probe_cannot_miss_an_error(
+    ends: list[LLMEngineOutput | Unknown], pushed: bool
+) -> None:
+    """It is the first item, where a request has others around it; a good end is the only item."""
+    engines = {"good": ScriptedEngine(token(1), stop()), "bad": ScriptedEngine(token(1), *ends)}
+    probe: dict[str, Any] = {"token_ids": [1], "_HEALTH_CHECK": True}
     async with cluster() as joined:
         for name, engine in engines.items():
             handler = either(serving(EngineAdapter(engine)), pushed)
@@ -161,6 +171,7 @@ async def test_a_probe_cannot_miss_an_error(end: LLMEngineOutput | Unknown, push
                 (chunk,) = await received(client.round_robin(probe))
                 assert (chunk["token_ids"], chunk["finish_reason"]) == ([], "stop")
             else:
+                probe["sampling_options"] = {"n": len(ends)}
                 stream = await client.round_robin(probe)
                 with pytest.raises(Exception, match=r"^Internal: boom$"):
                     await anext(stream)

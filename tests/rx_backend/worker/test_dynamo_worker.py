@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from operators import Pipeline, limit_tokens
 from rx_backend import RequestScope, standard_pipeline
+from rx_backend.worker.dynamo_worker import with_pipeline
 from tests.engines import real_time
-from tests.rx_backend.dynamo._runtime import ENVIRONMENT, cluster, new_context, received
+from tests.rx_backend.dynamo._runtime import ENVIRONMENT, cluster, new_context, received, settled
+from tests.rx_backend.dynamo.test_outlet import Client
 from tests.rx_backend.worker._processes import START_S, Served, dynamo, until
 from tests.rx_backend.worker.dynamo_module import ENDLESS, LOST, REFUSED, WHOLE
 
@@ -106,6 +109,25 @@ async def test_other_items_and_handlers_are_served_unchanged(worker: Served) -> 
     async with endpoint("alone") as client:
         (chunk,) = await received(client.generate(request(7)))
         assert (chunk["token_ids"], chunk["finish_reason"]) == ([7], "length")
+
+
+@pytest.mark.rows("S4")
+@real_time
+async def test_a_client_that_does_not_read_blocks_only_a_thread() -> None:
+    """As behind a pipeline; all that is passed on unchanged arrives, in order."""
+
+    async def generate(request: dict[str, int]) -> AsyncGenerator[dict[str, Any]]:
+        for number in range(request["number"]):
+            yield {"number": number, "embedding": "x" * 1000}
+
+    client = Client(room=100_000)
+    stream = with_pipeline(generate)({"number": 500}, new_context("r"), client)
+    pushing = asyncio.ensure_future(anext(stream, None))
+    await settled(lambda: client.room < 0)
+    client.reads.set()
+    assert await pushing is None
+    assert [frame["number"] for frame in client.frames] == list(range(500))
+    assert client.is_closed
 
 
 def test_the_module_has_its_arguments_and_its_processes_are_untouched(worker: Served) -> None:

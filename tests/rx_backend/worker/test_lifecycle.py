@@ -407,21 +407,25 @@ async def test_an_unlisted_worker_registers_again(restored_at: float) -> None:
     assert request.items == ["first", "last"]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "given_up"), [("still not listed", 26), ("restore", 26), ("TimeoutError", 76)]
+)
 @virtual
-async def test_a_worker_that_can_not_register_again_ends(*, fails: bool) -> None:
+async def test_a_worker_that_can_not_register_again_ends(reason: str, given_up: float) -> None:
     """Disconnected, after the requests in flight; what comes in the meantime is refused."""
     life = Life()
     request, late = Request(40), Request(1)
     life.place.restored_at = 1000
-    life.place.fails_at = "restore" if fails else None
-    life.at(5, lambda: life.send(request))
+    life.place.fails_at = reason
+    if reason == "TimeoutError":
+        life.place.restore = lambda: asyncio.sleep(1000)
     life.at(20.5, lambda: setattr(life.place, "listed", False))
-    life.at(30, lambda: life.send(late))
+    life.at(given_up - 20, lambda: life.send(request))
+    life.at(given_up + 5, lambda: life.send(late))
     error = await life.live()
     assert isinstance(error, Disconnected)
-    assert ("restore" if fails else "still not listed") in error.message
-    assert life.place.diary[-2:] == [(45, "cleanup"), (45, "shutdown")]
+    assert reason in error.message
+    assert life.place.diary[-2:] == [(given_up + 20, "cleanup"), (given_up + 20, "shutdown")]
     assert request.items == ["first", "last"]
     assert isinstance(late.error, EngineShutdown)
 
@@ -641,6 +645,48 @@ async def test_a_worker_that_is_stopped_while_it_registers_is_never_ready() -> N
     life.place.register = register
     assert await life.live() is None
     assert life.ready == []
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("step", ["start", "health_check_payload"])
+@virtual
+async def test_a_worker_that_is_stopped_while_it_starts_serves_nothing(
+    step: str, *, swallows: bool
+) -> None:
+    """What the engine does is cancelled; it is cleaned up at once, also if it starts all the same."""
+    life = Life()
+
+    async def hang(*_: object) -> EngineConfig | None:
+        with suppress(*[asyncio.CancelledError] * swallows):
+            await asyncio.sleep(1000)
+        return EngineConfig(model="m") if step == "start" else None
+
+    setattr(life.engine, step, hang)
+    life.at(10, life.shutdown.request)
+    assert await life.live() is None
+    assert life.place.diary[-2:] == [(10, "cleanup"), (10, "shutdown")]
+    assert "serve" not in life.place.steps
+
+
+@pytest.mark.parametrize(("step", "cancelled_at"), [("drain", 35), ("cleanup", 24)])
+@virtual
+async def test_a_shutdown_forced_while_a_late_step_unwinds(step: str, cancelled_at: int) -> None:
+    """The step has been cancelled already, so there is nothing to do, and nothing fails."""
+    life = Life()
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(2)
+
+    setattr(life.engine, step, hang)
+    life.at(10, life.shutdown.request)
+    life.at(cancelled_at + 1, life.shutdown.request)
+    with capture_logs(logging.ERROR) as logged:
+        await life.live()
+    assert logged == []
+    assert life.place.diary[-1] == (cancelled_at + 2, "shutdown")
 
 
 @virtual

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rx_backend import InvalidArgument
 from rx_backend.cli import main
+from rx_backend.engines import SampleEngine
+from rx_backend.worker import Worker
 from rx_backend.worker.options import (
     FrontendOptions,
     ServeOptions,
@@ -130,6 +133,17 @@ def test_an_empty_part_of_an_address_is_rejected() -> None:
     for flag in ("--namespace", "--component", "--endpoint"):
         with pytest.raises(argparse.ArgumentError, match=f"{flag}: expected a name"):
             read(f"{flag}=")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("namespace", "a.b"), ("component", 5), ("endpoint", ""), ("probe", "ping")],
+)
+def test_a_worker_checks_its_arguments_too(name: str, value: object) -> None:
+    """Before there is a runtime, whose error would not be a typed one."""
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidArgument, match=f"{name}: expected a"):
+        Worker(SampleEngine(), **arguments)
 
 
 @pytest.mark.parametrize(

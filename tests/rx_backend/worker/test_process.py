@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 import stat
 import sys
 import tempfile
+from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rx_backend.errors import CannotConnect
-from rx_backend.worker import DynamoRuntime
+from rx_backend.worker import DynamoRuntime, Shutdown
 from rx_backend.worker.dynamo_runtime import make_private_folder
 from rx_backend.worker.model_files import has_model_files, shared_model_folder, write_model_files
 from rx_backend.worker.nodelay import accept_without_delay
 from rx_backend.worker.process import frozen_heap, max_switch_interval, run_on_fast_loop
+from rx_backend.worker.shutdown import signals_to
 
 
 def test_process_settings_are_restored() -> None:
@@ -44,6 +48,37 @@ def test_uvloop_runs_where_it_is_installed() -> None:
 
     run_on_fast_loop(main())
     assert (seen == ["uvloop"]) == (find_spec("uvloop") is not None)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, run_on_fast_loop])
+def test_a_worker_shares_signals_with_its_engine(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """Its own stay its own, whatever the engine's start installs; others reach the event loop."""
+
+    async def main() -> None:
+        loop, shutdown = asyncio.get_running_loop(), Shutdown()
+        early, late = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, early.set)
+        with signals_to(shutdown) as take_back:
+            signal.raise_signal(signal.SIGUSR1)
+            await early.wait()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+                loop.add_signal_handler(number, late.set)
+            take_back()
+            signal.raise_signal(signal.SIGTERM)
+            await shutdown.requested
+            assert not late.is_set()
+            signal.raise_signal(signal.SIGINT)
+            await shutdown.forced
+            assert not late.is_set()
+            signal.raise_signal(signal.SIGUSR2)
+            await late.wait()
+        late.clear()
+        signal.raise_signal(signal.SIGUSR2)
+        await late.wait()
+
+    run(main())
 
 
 def sends_at_once(connection: socket.socket) -> bool:

@@ -10,16 +10,20 @@ import socket
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
+from rx_backend import DisaggregationMode, EngineConfig
 from rx_backend.errors import CannotConnect, InvalidArgument
+from rx_backend.worker.dynamo_runtime import DynamoEndpoint, DynamoRuntime
 from rx_backend.worker.frontend import until_listed
 from rx_backend.worker.ports import check_runtime_ports
 from rx_backend.worker.serve import curl_command
+from tests.engines import real_time
 from tests.rx_backend.worker._processes import (
     ROOT,
     START_S,
@@ -103,6 +107,18 @@ def test_the_role_and_the_sizes_are_registered(tmp_path: Path) -> None:
             assert worker.ended() == 0
             for bucket in ("instances", "mdc"):
                 assert list((tmp_path / mode / "discovery" / "v1" / bucket).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", 10**400, float("nan"), {1}], ids=["surrogate", "large", "nan", "set"]
+)
+@real_time
+async def test_runtime_data_that_can_not_be_registered_is_named(value: object) -> None:
+    """Not every text and number of Python's JSON is one for the runtime."""
+    endpoint = DynamoEndpoint(cast("DynamoRuntime", SimpleNamespace(discovery="file")), None)
+    config = EngineConfig(model=MODEL, runtime_data={"any": value})
+    with pytest.raises(InvalidArgument, match=r"runtime_data\['any'\]: expected JSON, "):
+        await endpoint.register(config, DisaggregationMode.AGGREGATED, "folder")
 
 
 def status(port: int, path: str) -> tuple[int, str]:

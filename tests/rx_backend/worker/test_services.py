@@ -74,10 +74,10 @@ def test_one_address_that_answers_is_enough(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_silent_service_times_out() -> None:
-    """An address where nobody takes connections is given up in time."""
+    """An address where nobody takes connections is given up in time, as is one that is no name."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        address = f"nats://127.0.0.1:{bound.getsockname()[1]}"
+        address = f"nats://.default.svc,nats://127.0.0.1:{bound.getsockname()[1]}"
         silent = Service("NATS", "NATS_SERVER", address, patience_s=0.1)
         with pytest.raises(CannotConnect, match=r"NATS at .* \(NATS_SERVER\): no .* within 0.1 s"):
             asyncio.run(until_reachable(silent))
