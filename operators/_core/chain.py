@@ -91,9 +91,8 @@ class Chain(Stages):
                     if type(first) is not StageResult or not first.detaches:
                         returned = place, first
                         continue
-                visits[place] = True
-                if type(first) is StageResult:
-                    self._apply(place, first)
+                if type(first) is not StageResult or not first.detaches:
+                    visits[place] = True
         except BaseException as error:
             add_operator_note(error, self._factories[place].name, scope)
             self.close_stages()
@@ -169,7 +168,9 @@ class Chain(Stages):
             # Items before the last one may change which items visit later stages.
             self._finish_with(place, result)
             return None
-        self._apply(place, result)
+        if result.detaches:
+            self.visits[place] = None
+            self.reshaped = True
         if self._is_last and not result.items:
             self._kept_by = self._factories[place].name
         for item in result.items:
@@ -291,18 +292,6 @@ class Chain(Stages):
         """
         self.has_ended = True
         self._close(0, len(self.bodies))
-
-    def _apply(self, place: int, result: StageResult) -> None:
-        """Apply a result's change to which items visit the stage."""
-        if result.detaches:
-            self.visits[place] = None
-            self.reshaped = True
-        elif result.visit is not None:
-            body = self.bodies[place]
-            assert isinstance(body, GeneratorBody)  # noqa: S101 - for the type checker
-            self.visits[place] = result.visit
-            body.values = result.values
-            self.reshaped = True
 
     def _finish_with(
         self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
