@@ -130,9 +130,7 @@ class Pump(Generic[T]):
                     item = await anext(self.source)
                 except StopAsyncIteration:
                     break
-                self.busy = False
-                self._is_handling = True
-                handled = self._on_item(item)
+                handled = self._handle(item)
                 if handled is not None:
                     await handled
                 self._is_handling = False
@@ -159,6 +157,15 @@ class Pump(Generic[T]):
             await self.source.aclose()
         return None
 
+    def _handle(self, item: T) -> Awaitable[None] | None:
+        self.busy = False
+        if self._is_closed:
+            # In the step that made the item.
+            self.source.mark_undelivered(item)
+            return None
+        self._is_handling = True
+        return self._on_item(item)
+
     def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
         """Call *on_end*, unless already called or the pump was closed."""
         self.busy = False
@@ -171,6 +178,9 @@ class Pump(Generic[T]):
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         """Report the end also if the task was cancelled, by anyone."""
+        if self._is_closed:
+            # What *on_end* has raised is logged by asyncio.
+            return
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         if failure is not None:
             self.source.close()
