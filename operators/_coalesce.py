@@ -139,17 +139,6 @@ class _Ahead:
         is_away: Whether the consumer is busy with an item; to be cleared when it returns.
     """
 
-    __slots__ = (
-        "_fails",
-        "_has_just_left",
-        "_inbox",
-        "_is_watched",
-        "_loop",
-        "_max_chunks",
-        "_pump",
-        "is_away",
-    )
-
     def __init__(self, source: FusedRun[Any], max_chunks: int, *, fails: bool) -> None:
         self._max_chunks = max_chunks
         self._fails = fails

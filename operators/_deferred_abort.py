@@ -246,16 +246,6 @@ class _Abort:
         opened: The abort is safe from here on.
     """
 
-    __slots__ = (
-        "_cancellation",
-        "_closed",
-        "_notified",
-        "_parts",
-        "_step",
-        "_waits",
-        "opened",
-    )
-
     def __init__(self, parts: _Parts, notified: Observable[Any] | None) -> None:
         self._parts = parts
         self._notified = notified

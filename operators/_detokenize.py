@@ -99,8 +99,6 @@ def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> S
 class _Answer:
     """The text of one answer, token by token."""
 
-    __slots__ = ("_held", "_skip", "_step", "_tokenizer")
-
     def __init__(self, tokenizer: Detokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens

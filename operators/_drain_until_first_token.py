@@ -124,21 +124,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
     It is not a generator, because a generator that was never started would not see the drop.
     """
 
-    __slots__ = (
-        "_abort",
-        "_drains",
-        "_inbox",
-        "_is_draining",
-        "_is_late",
-        "_is_settled",
-        "_label",
-        "_notice",
-        "_notified",
-        "_pump",
-        "_source",
-        "_timer",
-    )
-
     def __init__(
         self,
         source: FusedRun[Any],

@@ -30,8 +30,6 @@ class LazyTimer:
         due: The time, on that clock; infinite for never. Assign to it to move it later.
     """
 
-    __slots__ = ("__weakref__", "_at", "_call", "_context", "_handle", "_loop", "clock", "due")
-
     def __init__(
         self, call: Callable[[], None], context: contextvars.Context | None = None
     ) -> None:

@@ -98,8 +98,6 @@ def _limited(limit: int, answers: OpenAnswers) -> Callbacks[Any, Any]:
 class _Room:
     """How many tokens one answer may still have."""
 
-    __slots__ = ("left",)
-
     def __init__(self, left: int) -> None:
         self.left = left
 

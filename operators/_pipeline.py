@@ -56,8 +56,6 @@ class Pipeline(Generic[T_co]):
     Pipeline(chunks=[until_terminal()])
     """
 
-    __slots__ = ("annotate", "chunks", "items")
-
     @overload
     def __init__(
         self,

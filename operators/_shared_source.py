@@ -43,25 +43,6 @@ class SharedSource(Generic[T]):
         readers: The readers and marks.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_failure",
-        "_is_abandoned",
-        "_linger",
-        "_linger_s",
-        "_max_ahead",
-        "_on_abandoned",
-        "_on_end",
-        "_pump",
-        "_source",
-        "_traceback",
-        "is_over",
-        "log",
-        "loop",
-        "readers",
-    )
-
     def __init__(
         self,
         source: AsyncIterator[T],

@@ -127,8 +127,6 @@ class _Search:
         none_in: Returns whether none of some tokens begins a sequence.
     """
 
-    __slots__ = ("_include", "_table", "min_tokens", "none_in")
-
     def __init__(self, table: StopTable, include: bool, min_tokens: int) -> None:
         self._table = table
         self._include = include
@@ -169,8 +167,6 @@ class _Answer:
         tokens: How many tokens were read.
         chunks: The chunks.
     """
-
-    __slots__ = ("_held", "chunks", "state", "tokens")
 
     def __init__(self) -> None:
         self.state = 0

@@ -139,8 +139,6 @@ def tap_async(
 class _Watch(ABC):
     """The items that wait for one stream's observer, and those that it missed."""
 
-    __slots__ = ("_counts", "_has_failed", "_limit", "_missed", "_observe", "_waiting")
-
     def __init__(self, observe: Callable[[Any], Any], limit: int, counts: TapCounts | None) -> None:
         self._observe = observe
         self._limit = limit
@@ -183,8 +181,6 @@ class _Watch(ABC):
 class _Tap(_Watch):
     """An observer that is called on the loop, or at once if none runs."""
 
-    __slots__ = ("_loop",)
-
     def __init__(
         self, observe: Callable[[Any], object], limit: int, counts: TapCounts | None
     ) -> None:
@@ -218,8 +214,6 @@ class _Tap(_Watch):
 
 class _AsyncTap(_Watch):
     """An observer that is awaited, in a task that runs while there are items."""
-
-    __slots__ = ("_grace_s", "_loop", "_task")
 
     def __init__(
         self,

@@ -32,8 +32,6 @@ class AioSegment(ForeignSegment[AioInbox]):
     ``asend`` to us returns while at most one item waits; further items wait in their mailboxes.
     """
 
-    __slots__ = ()
-
     _answers_at_once = staticmethod(answers_within_asend)
 
     def _observable(self) -> SubscribesAsync[Any]:

@@ -57,8 +57,6 @@ class Plan:
         NotAnOperator: An entry is not an operator, or *operators* is not a list; names it.
     """
 
-    __slots__ = ("boundaries", "operators", "runs")
-
     def __init__(self, operators: Iterable[object], where: str = "pipeline") -> None:
         if not isinstance(cast("object", operators), Iterable):
             raise NotAnOperator(f"{where}: expected a list of operators, got {operators!r}")

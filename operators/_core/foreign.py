@@ -37,16 +37,6 @@ class ForeignSegment(Segment, Generic[InboxT]):
         NotAnOperator: An operator does not return an observable, or can't be applied.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_inbox",
-        "_is_subscribed",
-        "_names",
-        "_observer",
-        "_pump",
-        "_source",
-    )
-
     _inbox: InboxT
 
     def __init__(

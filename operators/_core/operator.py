@@ -80,8 +80,6 @@ class OnWholeStreams:
         instead: How to use it, for the error message.
     """
 
-    __slots__ = ()
-
     instead: ClassVar[str]
 
 
@@ -101,8 +99,6 @@ class Operator(Generic[A, B]):
         name: Shown in errors and in ``repr``.
         takes: Which items it takes.
     """
-
-    __slots__ = ("_asks_for_scope", "_make", "name", "takes")
 
     # How many of the function's first parameters are not parameters of the operator.
     _sources: ClassVar[int] = 0
@@ -156,8 +152,6 @@ class Operator(Generic[A, B]):
 class SharedOperator(Operator[A, B]):
     """An operator whose stateless body serves every stream."""
 
-    __slots__ = ("_body",)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
@@ -169,8 +163,6 @@ class SharedOperator(Operator[A, B]):
 
 class PullingOperator(Operator[A, B]):
     """An operator that pulls its source: its body is an asynchronous generator."""
-
-    __slots__ = ()
 
     _sources = 1
 

@@ -41,8 +41,6 @@ def subscribe_in_task(
 class Subscription:
     """One subscription of one operator: a chain of a single stage between two Observables."""
 
-    __slots__ = ("_chain", "_is_disposed", "_observer", "_upstream")
-
     def __init__(self, operator: StageFactory, observer: abc.ObserverBase[Any]) -> None:
         self._observer = observer
         self._chain = Chain([operator])

@@ -45,21 +45,6 @@ class Pump(Generic[T]):
         task: The task, from the first demand on.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_demand",
-        "_is_closed",
-        "_is_handling",
-        "_leaves_source",
-        "_on_end",
-        "_on_item",
-        "_pulled",
-        "busy",
-        "source",
-        "task",
-    )
-
     def __init__(
         self,
         source: FusedRun[T],

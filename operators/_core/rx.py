@@ -112,8 +112,6 @@ class RxSegment(ForeignSegment[RxInbox]):
     a fast timer does not starve the source.
     """
 
-    __slots__ = ("_scheduler",)
-
     _answers_at_once = staticmethod(answers_at_once)
 
     def _observable(self) -> Observable[Any]:
