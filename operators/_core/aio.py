@@ -65,7 +65,7 @@ class AioSegment(ForeignSegment[AioInbox]):
                 ending = self._source_ended(error)
                 if ending is not None:
                     await ending
-        if self._pump is None or self._source.ended:
+        if self._pump is None or self.source.ended:
             # The end follows with the last item.
             return
         for _ in range(TURNS):

@@ -13,14 +13,14 @@ from operators._core.inbox import Inbox
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
-from operators._core.segment import Segment
+from operators._core.segment import OperatorSegment
 
 __all__ = ("ForeignSegment", "applied", "kind_of")
 
 InboxT = TypeVar("InboxT", bound=Inbox)
 
 
-class ForeignSegment(Segment, Generic[InboxT]):
+class ForeignSegment(OperatorSegment, Generic[InboxT]):
     """
     Adjacent operators of one library between two parts of a pulled pipeline.
 
@@ -45,8 +45,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         operators: Sequence[Callable[[Any], Any]],
         where: tuple[str, int],
     ) -> None:
-        self._source = source
-        self._names = ", ".join(map(name_of, operators))
+        super().__init__(source, ", ".join(map(name_of, operators)))
         self._observer: Any = None
         self._is_subscribed = False
         # None if the consumer's pull feeds the operators.
@@ -81,18 +80,8 @@ class ForeignSegment(Segment, Generic[InboxT]):
     def ended(self) -> bool:
         return self._inbox.ended
 
-    @property
-    def ended_by(self) -> str | None:
-        return self._names if self._source.dropped else self._source.ended_by
-
-    def made_by(self, item: object) -> str | None:
-        return self._source.made_by(item) or self._names
-
-    def raised_by(self, error: BaseException) -> str | None:
-        return None if id(error) == self._source.raised else self._names
-
     def drop(self) -> None:
-        self._source.drop()
+        self.source.drop()
 
     async def __anext__(self) -> Any:
         inbox = self._inbox
@@ -115,7 +104,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
     async def _pull(self) -> None:
         """Pull the source once, in the consumer's pull."""
         try:
-            item = await anext(self._source)
+            item = await anext(self.source)
         except StopAsyncIteration:
             ending = self._source_ended(None)
         except Exception as error:
@@ -124,7 +113,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
             fed = self._feed(item)
             if fed is not None:
                 await fed
-            ending = self._source_ended(None) if self._source.ended else None
+            ending = self._source_ended(None) if self.source.ended else None
         if ending is not None:
             await ending
 
@@ -167,7 +156,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         if self._pump is not None:
             self._pump.close()
         else:
-            self._source.close()
+            self.source.close()
 
     def close(self) -> None:
         """Drop: the operators' subscription, the source and the task that pulls it. Idempotent."""
@@ -181,7 +170,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         await self._inbox.released()
         if self._pump is not None:
             await self._pump.wait_closed()
-        await self._source.aclose()
+        await self.source.aclose()
 
 
 def kind_of(value: object) -> str | None:

@@ -168,7 +168,7 @@ class PullingOperator(Operator[A, B]):
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the segment of a pipeline that follows *source*."""
-        return PulledSegment(source, self.start(scope, source), self.name, scope)
+        return PulledSegment(source, self.start(scope, source), self.name)
 
     def _subscribe(
         self,

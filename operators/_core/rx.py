@@ -131,7 +131,7 @@ class RxSegment(ForeignSegment[RxInbox]):
 
     def _receive(self, observable: Observable[Any]) -> None:
         self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
-        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self._names)
+        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self.name)
         self._scheduler.waiting = self._inbox
         self._tell(self._inbox.open)
 
