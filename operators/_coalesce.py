@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import operator
+from operators._core.operator import operator, same_type
 from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit

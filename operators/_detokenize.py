@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from operators._chunk import answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.stage import Stage
 
 __all__ = ("Detokenizer", "detokenize")

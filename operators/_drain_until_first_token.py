@@ -12,9 +12,8 @@ from reactivex import Observable, abc
 from operators._core.arguments import CHECKED
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import pulling
+from operators._core.operator import pulling, same_type
 from operators._core.pump import Pump
 from operators._core.scope import StreamScope
 from operators._core.tasks import current_task

@@ -7,7 +7,7 @@ import contextvars
 import math
 from collections.abc import Callable
 
-from operators._core.loop_clock import loop_clock
+from operators._core.loop_scheduler import loop_clock
 from operators._core.tasks import weak_callback
 
 __all__ = ("LazyTimer",)

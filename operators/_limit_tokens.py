@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, answer_of, has_content
 from operators._core.arguments import AtLeast
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks, complete_with, emit
 from operators._cut import cut_last

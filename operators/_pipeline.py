@@ -9,9 +9,8 @@ from typing_extensions import TypeVar
 
 from operators._core.assemble import AnyOperator, Plan
 from operators._core.drawing import draw_plan
-from operators._core.item_types import Transform
 from operators._core.naming import name_of
-from operators._core.operator import NotAnOperator, Operator
+from operators._core.operator import NotAnOperator, Operator, Transform
 
 __all__ = ("NoSuchOperator", "Pipeline")
 

@@ -8,8 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks, complete_with, emit, fail_after

@@ -14,9 +14,14 @@ from typing_extensions import TypeVar
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
 from operators._core.foreign import applied
 from operators._core.fusion import FusedRun
-from operators._core.item_types import Transform
 from operators._core.loop_streams import streams_of
-from operators._core.operator import NotAnOperator, OnWholeStreams, Operator, PullingOperator
+from operators._core.operator import (
+    NotAnOperator,
+    OnWholeStreams,
+    Operator,
+    PullingOperator,
+    Transform,
+)
 from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from operators._core.aio_operator import answers_within_asend
+from operators._core.aio import answers_within_asend
 from operators._core.assemble import AnyOperator, Boundary, Plan
 from operators._core.naming import name_of
 from operators._core.rx import answers_at_once

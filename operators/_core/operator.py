@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     Concatenate,
@@ -15,6 +16,7 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    cast,
     get_args,
     overload,
 )
@@ -33,15 +35,21 @@ __all__ = (
     "OnWholeStreams",
     "Operator",
     "PullingOperator",
+    "SameTypeOperator",
     "Takes",
+    "Transform",
     "callbacks",
     "operator",
     "pulling",
+    "same_type",
 )
 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
+
+Transform: TypeAlias = Callable[[Observable[A]], Observable[B]]
+"""An operator, ours or of ``reactivex``, that turns items A into items B."""
 
 Takes: TypeAlias = Literal["chunks", "items", "anything"]
 """What an operator takes: an engine's chunks, annotated items, or anything (row O1)."""
@@ -366,3 +374,29 @@ def _operands(function: Callable[..., Any], kind: type[Operator[Any, Any]]) -> C
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return described(function)[0].parameters
+
+
+if TYPE_CHECKING:
+
+    class SameTypeOperator(Operator[Any, Any]):
+        """An operator whose output type is its input type."""
+
+        def __call__(self, source: Observable[A]) -> Observable[A]:
+            """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
+            ...
+
+else:
+    SameTypeOperator = Operator
+
+
+def same_type(make: Callable[P, Operator[Any, Any]]) -> Callable[P, SameTypeOperator]:
+    """
+    Declare that an operator's output type is its input type.
+
+    It is for type checkers and has no effect at run time::
+
+        @same_type
+        @operator
+        def at_most(count: int) -> Stage[Any, Any]: ...
+    """
+    return cast("Callable[P, SameTypeOperator]", make)
