@@ -19,7 +19,7 @@ from operators._core.tasks import weak_callback
 if TYPE_CHECKING:
     from aioreactive import AsyncDisposable, AsyncObserver
 
-__all__ = ("AioOperator", "AioSegment", "answers_within_asend", "is_aio_operator")
+__all__ = ("AioOperator", "AioSegment", "is_aio_operator")
 
 _AT_ONCE = frozenset(
     (  # noqa: SIM905 - as a list it would take a page
@@ -47,15 +47,6 @@ def is_aio_operator(operator: Callable[..., Any]) -> bool:
         return False
     kind = _kind_after(operator, _NEVER) or _kind_after(operator, async_observable(_never))
     return kind == "AsyncObservable"
-
-
-def answers_within_asend(operator: AioOperator) -> bool:
-    """
-    Return whether an ``aioreactive`` operator emits within the ``asend`` that passes it an item.
-
-    All except those named here pass items to a task of their own, or may do so.
-    """
-    return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
 
 def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
@@ -88,7 +79,12 @@ class AioSegment(ForeignSegment[AioInbox]):
     ``asend`` to us returns while at most one item waits; further items wait in their mailboxes.
     """
 
-    _answers_at_once = staticmethod(answers_within_asend)
+    library = "aioreactive"
+
+    @staticmethod
+    def answers_at_once(operator: AioOperator) -> bool:
+        """Return whether it is one that emits within ``asend``; others may have a task of their own."""
+        return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
     def _observable(self) -> SubscribesAsync[Any]:
         # The library's tasks keep references to these.

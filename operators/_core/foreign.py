@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from reactivex import abc
 
@@ -33,9 +33,14 @@ class ForeignSegment(OperatorSegment, Generic[InboxT]):
         operators: The operators, in order.
         where: The list's name, and the first operator's position, for error messages.
 
+    Attributes:
+        library: The name of the library.
+
     Raises:
         NotAnOperator: An operator does not return an observable, or can't be applied.
     """
+
+    library: ClassVar[str]
 
     _inbox: InboxT
 
@@ -51,13 +56,13 @@ class ForeignSegment(OperatorSegment, Generic[InboxT]):
         # None if the consumer's pull feeds the operators.
         self._pump: Pump[Any] | None = None
         observable = applied(self._observable(), operators, where)
-        if not all(map(self._answers_at_once, operators)):
+        if not all(map(self.answers_at_once, operators)):
             self._pump = Pump(source, self._feed, self._source_ended)
         self._receive(observable)
 
     @staticmethod
     @abstractmethod
-    def _answers_at_once(operator: Any) -> bool:
+    def answers_at_once(operator: Any) -> bool:
         """Return whether an operator emits only while it handles a signal of its source."""
 
     @abstractmethod
