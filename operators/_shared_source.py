@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -14,7 +14,6 @@ from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
 from operators._core.sources import ObservableSource
-from operators._core.tasks import start_release
 from operators._replay_log import ReplayLog
 from operators._shared_readers import Cursor, Readers
 
@@ -172,20 +171,12 @@ class SharedSource(Generic[T]):
         self.readers.wake()
         self._demand()
 
-    def _end(self, failure: BaseException | None) -> Awaitable[None] | None:
-        pump = cast("Pump[T]", self._pump)
-        has_task = failure is None or isinstance(failure, Exception)
+    async def _end(self, failure: BaseException | None) -> None:
+        source = cast("Pump[T]", self._pump).source
         if failure is not None:
             failure = as_failure(failure, "the source")
-        elif pump.source.dropped:
+        elif source.dropped:
             failure = SourceClosed("the source of a shared stream was closed")
-        ending = self._report_end(pump.source, failure)
-        if has_task:
-            return ending
-        start_release(ending, pump.source.event_loop)
-        return None
-
-    async def _report_end(self, source: FusedRun[T], failure: BaseException | None) -> None:
         try:
             if self._on_end is not None:
                 await self._on_end(failure)

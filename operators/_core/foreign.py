@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from reactivex import abc
@@ -78,7 +78,9 @@ class ForeignSegment(OperatorSegment, Generic[InboxT]):
         """Pass an item to the operators."""
 
     @abstractmethod
-    def _tell_end(self, observer: Any, failure: Exception | None) -> Awaitable[None] | None:
+    def _tell_end(
+        self, observer: Any, failure: Exception | None
+    ) -> Coroutine[Any, Any, None] | None:
         """Signal to the operators that the source has ended, with or without *failure*."""
 
     @property
@@ -122,7 +124,7 @@ class ForeignSegment(OperatorSegment, Generic[InboxT]):
         if ending is not None:
             await ending
 
-    def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
+    def _source_ended(self, failure: BaseException | None) -> Coroutine[Any, Any, None] | None:
         observer, self._observer = self._observer, None
         if failure is not None and not isinstance(failure, Exception):
             # A cancellation must not reach operators, which could turn it into items.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 
 from reactivex import abc
@@ -38,19 +37,15 @@ def push_in_task(
         observer.on_next(item)
         pump.demand()
 
-    def end(failure: BaseException | None) -> Awaitable[None] | None:
+    async def end(failure: BaseException | None) -> None:
+        await run.aclose()
         if failure is None:
-            return complete()
-        if not isinstance(failure, KeyboardInterrupt | SystemExit) and not is_disposed:
+            observer.on_completed()
+        elif not isinstance(failure, KeyboardInterrupt | SystemExit) and not is_disposed:
             # Not always an Exception, as Rx expects, but an observer that is not notified would
             # wait forever. One without a handler raises it.
             with contextlib.suppress(asyncio.CancelledError):
                 observer.on_error(cast("Exception", failure))
-        return None
-
-    async def complete() -> None:
-        await run.wait_closed()
-        observer.on_completed()
 
     def dispose() -> None:
         nonlocal is_disposed
