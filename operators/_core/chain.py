@@ -36,7 +36,6 @@ class Chain(Stages):
 
     __slots__ = (
         "_is_last",
-        "_kept_by",
         "_last_by",
         "_last_from",
         "ended_by",
@@ -51,11 +50,10 @@ class Chain(Stages):
         self._factories = factories
         self._scope = scope
         self._is_last = False
-        # The stage from which the last item continued, and the operator that made it the last one.
+        # The stage from which the last item continued, and the operator that made it the last one,
+        # or that handed out nothing for it.
         self._last_from = 0
         self._last_by: str | None = None
-        # The operator that handed out nothing for the last item.
-        self._kept_by: str | None = None
         self._ending = []
         self.bodies = [None] * len(factories)
         self.visits: list[Visit] = [None] * len(factories)
@@ -146,7 +144,7 @@ class Chain(Stages):
 
     def complete_last(self) -> None:
         """Complete the stages that the last item has passed."""
-        self.complete(self._last_from, self._kept_by or self._last_by)
+        self.complete(self._last_from, self._last_by)
 
     def stage_returned(self, place: int, result: StageResult | None) -> Any:
         """
@@ -172,7 +170,7 @@ class Chain(Stages):
             self.visits[place] = None
             self.reshaped = True
         if self._is_last and not result.items:
-            self._kept_by = self._factories[place].name
+            self._last_by = self._factories[place].name
         for item in result.items:
             if self.has_ended:
                 break
