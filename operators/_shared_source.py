@@ -14,6 +14,7 @@ from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
 from operators._core.sources import ObservableSource
+from operators._core.tasks import running_loop
 from operators._replay_log import ReplayLog
 from operators._shared_readers import Cursor, Readers
 
@@ -75,10 +76,9 @@ class SharedSource(Generic[T]):
         Raises:
             RuntimeError: No event loop is running, or it is not the first reader's.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("a shared stream can only be read on a running event loop") from None
+        loop = running_loop()
+        if loop is None:
+            raise RuntimeError("a shared stream can only be read on a running event loop")
         if self.loop is None:
             self._begin(cast("AsyncIterator[T]", self._source), loop)
         elif self.loop is not loop:

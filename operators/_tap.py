@@ -15,7 +15,7 @@ from operators._core.failures import redacted_exc_info
 from operators._core.operator import callbacks
 from operators._core.own_copy import own_copy
 from operators._core.stage import Callbacks
-from operators._core.tasks import start_task
+from operators._core.tasks import running_loop, start_task
 
 __all__ = ("TapCounts", "tap", "tap_async")
 
@@ -185,10 +185,7 @@ class _Tap(_Watch):
         self, observe: Callable[[Any], object], limit: int, counts: TapCounts | None
     ) -> None:
         super().__init__(observe, limit, counts)
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._loop = running_loop()
 
     def _observe_soon(self) -> None:
         if self._loop is None:
@@ -225,10 +222,10 @@ class _AsyncTap(_Watch):
         super().__init__(observe, limit, counts)
         self._grace_s = grace_s
         self._task: asyncio.Task[None] | None = None
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("tap_async needs a running event loop") from None
+        loop = running_loop()
+        if loop is None:
+            raise RuntimeError("tap_async needs a running event loop")
+        self._loop = loop
 
     def _observe_soon(self) -> None:
         if self._task is None or self._task.done():
