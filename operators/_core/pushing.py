@@ -38,7 +38,11 @@ def push_in_task(
         pump.demand()
 
     async def end(failure: BaseException | None) -> None:
-        await run.aclose()
+        try:
+            await run.aclose()
+        except asyncio.CancelledError as error:
+            # An engine may cancel the task in its last step.
+            failure = failure or error
         if failure is None:
             observer.on_completed()
         elif not isinstance(failure, KeyboardInterrupt | SystemExit) and not is_disposed:
