@@ -31,8 +31,6 @@ class OpenAnswers:
         ended: Those that have ended; further chunks for them are to be dropped.
     """
 
-    __slots__ = ("_count", "_has_cut", "ended")
-
     def __init__(self, count: int) -> None:
         self._count = count
         self.ended: set[int] = set()

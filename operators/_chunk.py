@@ -22,7 +22,7 @@ Clock: TypeAlias = Callable[[], float]
 HAS_CONTENT: Final = (
     "item.token_ids or getattr(item, 'text', None) or getattr(item, 'content_parts', None)"
 )
-"""The condition of :class:`Callbacks` and ``when`` for chunks with content (row F1)."""
+"""The condition of :class:`Callbacks` for chunks with content (row F1)."""
 
 IS_TERMINAL: Final = "item.finish_reason is not None"
 """The condition for chunks that end an answer."""

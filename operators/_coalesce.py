@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import operator
+from operators._core.operator import operator, same_type
 from operators._core.own_copy import own_copy
 from operators._core.pump import Pump
 from operators._core.stage import emit
@@ -138,17 +137,6 @@ class _Ahead:
     Attributes:
         is_away: Whether the consumer is busy with an item; to be cleared when it returns.
     """
-
-    __slots__ = (
-        "_fails",
-        "_has_just_left",
-        "_inbox",
-        "_is_watched",
-        "_loop",
-        "_max_chunks",
-        "_pump",
-        "is_away",
-    )
 
     def __init__(self, source: FusedRun[Any], max_chunks: int, *, fails: bool) -> None:
         self._max_chunks = max_chunks

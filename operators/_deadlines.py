@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._core.arguments import Seconds
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
-from operators._core.operator import pulling
+from operators._core.operator import pulling, same_type
 from operators._core.scope import StreamScope
 from operators._lazy_timer import LazyTimer
 from operators._raw_chunk import answer_in, has_content, is_terminal, tokens_in

@@ -13,8 +13,7 @@ from reactivex.subject import Subject
 
 from operators._abort_step import AbortStep
 from operators._chunk import HAS_CONTENT, Chunk
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Hooks, condition
 
@@ -245,16 +244,6 @@ class _Abort:
     Attributes:
         opened: The abort is safe from here on.
     """
-
-    __slots__ = (
-        "_cancellation",
-        "_closed",
-        "_notified",
-        "_parts",
-        "_step",
-        "_waits",
-        "opened",
-    )
 
     def __init__(self, parts: _Parts, notified: Observable[Any] | None) -> None:
         self._parts = parts

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from operators._chunk import answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.stage import Stage
 
 __all__ = ("Detokenizer", "detokenize")
@@ -98,8 +97,6 @@ def detokenize(tokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> S
 
 class _Answer:
     """The text of one answer, token by token."""
-
-    __slots__ = ("_held", "_skip", "_step", "_tokenizer")
 
     def __init__(self, tokenizer: Detokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer

@@ -12,9 +12,8 @@ from reactivex import Observable, abc
 from operators._core.arguments import CHECKED
 from operators._core.failures import redacted_exc_info
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
 from operators._core.mailbox import Mailbox
-from operators._core.operator import pulling
+from operators._core.operator import pulling, same_type
 from operators._core.pump import Pump
 from operators._core.scope import StreamScope
 from operators._core.tasks import current_task
@@ -123,21 +122,6 @@ class _UntilFirstToken(AsyncIterator[Any]):
 
     It is not a generator, because a generator that was never started would not see the drop.
     """
-
-    __slots__ = (
-        "_abort",
-        "_drains",
-        "_inbox",
-        "_is_draining",
-        "_is_late",
-        "_is_settled",
-        "_label",
-        "_notice",
-        "_notified",
-        "_pump",
-        "_source",
-        "_timer",
-    )
 
     def __init__(
         self,

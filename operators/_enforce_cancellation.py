@@ -12,8 +12,7 @@ from reactivex import Observable
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._core.arguments import CHECKED, AtLeast
 from operators._core.fusion import FusedRun
-from operators._core.item_types import same_type
-from operators._core.operator import operator
+from operators._core.operator import operator, same_type
 from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.stage import StageResult, emit

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from operators._chunk import HAS_CONTENT, Chunk
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.stage import Callbacks
 
 __all__ = ("first_token",)

@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk, Clock, has_content
 from operators._core.arguments import AtLeast, Seconds
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.stage import Hooks, Stage, Visit, condition, emit
 from operators.token_times import LatencyFigures, TokenTimes, latency_figures
 

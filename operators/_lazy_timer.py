@@ -7,7 +7,7 @@ import contextvars
 import math
 from collections.abc import Callable
 
-from operators._core.loop_clock import loop_clock
+from operators._core.loop_scheduler import loop_clock
 from operators._core.tasks import weak_callback
 
 __all__ = ("LazyTimer",)
@@ -29,8 +29,6 @@ class LazyTimer:
         clock: The clock for times on the loop, in seconds.
         due: The time, on that clock; infinite for never. Assign to it to move it later.
     """
-
-    __slots__ = ("__weakref__", "_at", "_call", "_context", "_handle", "_loop", "clock", "due")
 
     def __init__(
         self, call: Callable[[], None], context: contextvars.Context | None = None

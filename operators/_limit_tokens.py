@@ -8,10 +8,9 @@ from typing import Annotated, Any, TypeAlias
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, answer_of, has_content
 from operators._core.arguments import AtLeast
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
-from operators._core.stage import Stage, emit, when
+from operators._core.stage import Callbacks, complete_with, emit
 from operators._cut import cut_last
 from operators._uncounted import warn_of_uncounted
 
@@ -27,7 +26,7 @@ def limit_tokens(
     *,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
-) -> Stage[Any, Any] | None:
+) -> Callbacks[Any, Any] | None:
     """
     End an answer after *limit* tokens, with finish reason ``length`` (rows E3, S2, S8).
 
@@ -71,12 +70,11 @@ def limit_tokens(
     return _limited(limit, OpenAnswers(answers_of(answers, scope)))
 
 
-def _limited(limit: int, answers: OpenAnswers) -> Stage[Any, Any]:
+def _limited(limit: int, answers: OpenAnswers) -> Callbacks[Any, Any]:
     texts: set[int] = set()
     rooms: defaultdict[int, _Room] = defaultdict(lambda: _Room(limit))
-    out: Any = when(_IS_UNUSUAL, is_last=rooms[0].take_one, ended=answers.ended)
-    while True:
-        chunk = yield out
+
+    def look(chunk: Any) -> Any:
         answer, tokens = answer_of(chunk), len(chunk.token_ids)
         room, is_terminal = rooms[answer], chunk.finish_reason is not None
         if not tokens and has_content(chunk):
@@ -84,21 +82,20 @@ def _limited(limit: int, answers: OpenAnswers) -> Stage[Any, Any]:
         if is_terminal and room.left == limit and not tokens and answer in texts:
             warn_of_uncounted("limit_tokens")
         if answer in answers.ended:
-            out = emit()
-        elif tokens < room.left and not is_terminal:
+            return emit()
+        if tokens < room.left and not is_terminal:
             room.left -= tokens
-            out = chunk
-        else:
-            is_cut = tokens > room.left or not is_terminal
-            out = cut_last(chunk, room.left, "length") if is_cut else chunk
-            if answers.end(answer, cut=tokens >= room.left):
-                return out
+            return chunk
+        is_cut = tokens > room.left or not is_terminal
+        last = cut_last(chunk, room.left, "length") if is_cut else chunk
+        return complete_with(last) if answers.end(answer, cut=tokens >= room.left) else last
+
+    names = {"is_last": rooms[0].take_one, "ended": answers.ended}
+    return Callbacks(look, only=_IS_UNUSUAL, names=names)
 
 
 class _Room:
     """How many tokens one answer may still have."""
-
-    __slots__ = ("left",)
 
     def __init__(self, left: int) -> None:
         self.left = left

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from operators._chunk import IS_TERMINAL, Chunk
 from operators._core.failures import redacted_exc_info
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
 from operators._outcome import Outcome, OutcomeTracker

@@ -87,18 +87,6 @@ class DeliveredItems:
         is_known: False if only unreadable items were seen.
     """
 
-    __slots__ = (
-        "_has_chunk",
-        "_parse",
-        "_terminals",
-        "error",
-        "failures",
-        "is_known",
-        "reasons",
-        "tokens",
-        "usage_tokens",
-    )
-
     def __init__(self, parse: Callable[[Any], Any]) -> None:
         self._parse = parse
         self._has_chunk = False

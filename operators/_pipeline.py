@@ -9,9 +9,8 @@ from typing_extensions import TypeVar
 
 from operators._core.assemble import AnyOperator, Plan
 from operators._core.drawing import draw_plan
-from operators._core.item_types import Transform
 from operators._core.naming import name_of
-from operators._core.operator import NotAnOperator, Operator
+from operators._core.operator import NotAnOperator, Operator, Transform
 
 __all__ = ("NoSuchOperator", "Pipeline")
 
@@ -55,8 +54,6 @@ class Pipeline(Generic[T_co]):
     >>> mine.without("trace_link")
     Pipeline(chunks=[until_terminal()])
     """
-
-    __slots__ = ("annotate", "chunks", "items")
 
     @overload
     def __init__(

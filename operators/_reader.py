@@ -19,8 +19,6 @@ T = TypeVar("T")
 class _Handle(Generic[T]):
     """The user's handle of one reader; dropping the last reference makes the reader leave."""
 
-    __slots__ = ("__weakref__", "_cursor", "_shared", "_stream")
-
     def __init__(self, stream: object, shared: SharedSource[T], cursor: Cursor) -> None:
         # A reader keeps the stream alive.
         self._stream = stream
@@ -44,8 +42,6 @@ class _Handle(Generic[T]):
 
 class ReaderMark(_Handle[Any]):
     """A reader of a :class:`SharedStream` elsewhere, which receives its items in another way."""
-
-    __slots__ = ()
 
     def advance(self, position: int) -> None:
         """
@@ -74,8 +70,6 @@ class Reader(_Handle[T], AsyncIterator[T]):
     item is cancelled, or when its last reference is dropped. Another reader can then continue from
     its ``position``.
     """
-
-    __slots__ = ()
 
     async def __anext__(self) -> T:
         """

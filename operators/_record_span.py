@@ -9,8 +9,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from operators import span_names as names
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
 from operators._on_outcome import never, watching

@@ -93,8 +93,6 @@ class ItemLog(Generic[T]):
         buffer: How many items are held; None for all of them.
     """
 
-    __slots__ = ("_buffer", "_items", "first", "head")
-
     def __init__(self, buffer: int | None = None) -> None:
         self._buffer = buffer
         # With a bound, the item of a position is at the position modulo the bound.

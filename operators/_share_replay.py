@@ -93,8 +93,6 @@ def share_replay(
 class ShareReplay(OnWholeStreams):
     """The result of :func:`share_replay`: call it with a stream, or pass it to ``pipe``."""
 
-    __slots__ = ("_buffer", "_linger_s", "_max_ahead")
-
     instead = (
         "share_replay shares a stream among several readers, and a pipeline's stream has one: "
         "apply it to what generate() returns, share_replay()(stream)"

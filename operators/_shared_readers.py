@@ -17,8 +17,6 @@ class Cursor:
         is_open: False once it has left.
     """
 
-    __slots__ = ("is_open", "position", "takes")
-
     def __init__(self, position: int, *, takes: bool) -> None:
         self.position = position
         self.takes = takes
@@ -33,8 +31,6 @@ class Readers:
         fastest: The position of the fastest one; if there is none, of the last one that left.
         waiting: The future of each reader that waits for an item.
     """
-
-    __slots__ = ("_cursors", "fastest", "waiting")
 
     def __init__(self) -> None:
         self._cursors: set[Cursor] = set()

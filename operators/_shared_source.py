@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -14,7 +14,7 @@ from operators._core.fusion import FusedRun
 from operators._core.loop_streams import streams_of
 from operators._core.pump import Pump
 from operators._core.sources import ObservableSource
-from operators._core.tasks import start_release
+from operators._core.tasks import running_loop
 from operators._replay_log import ReplayLog
 from operators._shared_readers import Cursor, Readers
 
@@ -42,25 +42,6 @@ class SharedSource(Generic[T]):
         is_over: There are no more items: the source has ended or failed, or was closed.
         readers: The readers and marks.
     """
-
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_failure",
-        "_is_abandoned",
-        "_linger",
-        "_linger_s",
-        "_max_ahead",
-        "_on_abandoned",
-        "_on_end",
-        "_pump",
-        "_source",
-        "_traceback",
-        "is_over",
-        "log",
-        "loop",
-        "readers",
-    )
 
     def __init__(
         self,
@@ -95,10 +76,9 @@ class SharedSource(Generic[T]):
         Raises:
             RuntimeError: No event loop is running, or it is not the first reader's.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("a shared stream can only be read on a running event loop") from None
+        loop = running_loop()
+        if loop is None:
+            raise RuntimeError("a shared stream can only be read on a running event loop")
         if self.loop is None:
             self._begin(cast("AsyncIterator[T]", self._source), loop)
         elif self.loop is not loop:
@@ -191,20 +171,12 @@ class SharedSource(Generic[T]):
         self.readers.wake()
         self._demand()
 
-    def _end(self, failure: BaseException | None) -> Awaitable[None] | None:
-        pump = cast("Pump[T]", self._pump)
-        has_task = failure is None or isinstance(failure, Exception)
+    async def _end(self, failure: BaseException | None) -> None:
+        source = cast("Pump[T]", self._pump).source
         if failure is not None:
             failure = as_failure(failure, "the source")
-        elif pump.source.dropped:
+        elif source.dropped:
             failure = SourceClosed("the source of a shared stream was closed")
-        ending = self._report_end(pump.source, failure)
-        if has_task:
-            return ending
-        start_release(ending, pump.source.event_loop)
-        return None
-
-    async def _report_end(self, source: FusedRun[T], failure: BaseException | None) -> None:
         try:
             if self._on_end is not None:
                 await self._on_end(failure)

@@ -8,11 +8,10 @@ from typing import Any, TypeAlias, cast
 
 from operators._answers import Answers, MinTokens, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
-from operators._core.stage import Completed, Stage, StageResult, emit, fail_after, when
+from operators._core.stage import Callbacks, complete_with, emit, fail_after
 from operators._cut import cut_last, first_tokens
 from operators._stop_table import StopTable, stop_table
 
@@ -35,7 +34,7 @@ def stop_on(
     min_tokens: MinTokens = 0,
     answers: Answers | None = None,
     scope: StreamScope | None = None,
-) -> Stage[Any, Any] | None:
+) -> Callbacks[Any, Any] | None:
     """
     End an answer when one of some token ids, or sequences of them, appears (rows E3, S2, S8).
 
@@ -87,21 +86,13 @@ def stop_on(
     return _looking(search, OpenAnswers(answers_of(answers, scope)))
 
 
-def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
+def _looking(search: _Search, answers: OpenAnswers) -> Callbacks[Any, Any]:
     looks: dict[int, _Answer] = {}
-    # With min_tokens, every chunk visits, because all tokens are counted.
-    out: Any = emit() if search.min_tokens else search.visits(looks, answers.ended)
-    while True:
-        try:
-            chunk = yield out
-        except Completed:
-            return emit(*_held_back(looks.values()))
-        except Exception as error:
-            return fail_after(error, *_held_back(looks.values()))
+
+    def look(chunk: Any) -> Any:
         index = answer_of(chunk)
         if index in answers.ended:
-            out = emit()
-            continue
+            return emit()
         answer = looks.get(index)
         if answer is None:
             answer = looks[index] = _Answer()
@@ -111,10 +102,19 @@ def _looking(search: _Search, answers: OpenAnswers) -> Stage[Any, Any]:
             if not (answer.state or search.min_tokens):
                 # No sequence has begun: no state is needed.
                 del looks[index]
-            continue
+            return out
         if answers.end(index, cut=end is not None):
-            return emit(*_held_back(looks.values()), end or chunk)
-        out = emit(*_held_back([looks.pop(index)]), end or chunk)
+            return complete_with(*_held_back(looks.values()), end or chunk)
+        return emit(*_held_back([looks.pop(index)]), end or chunk)
+
+    return Callbacks(
+        look,
+        # With min_tokens, every chunk visits, because all tokens are counted.
+        only=None if search.min_tokens else _MAY_MATTER,
+        names={"looks": looks, "ended": answers.ended, "none_in": search.none_in},
+        on_error=lambda error: fail_after(error, *_held_back(looks.values())),
+        on_complete=lambda _: complete_with(*_held_back(looks.values())),
+    )
 
 
 class _Search:
@@ -123,19 +123,14 @@ class _Search:
 
     Attributes:
         min_tokens: How many tokens an answer must have before it may be stopped.
+        none_in: Returns whether none of some tokens begins a sequence.
     """
-
-    __slots__ = ("_include", "_table", "min_tokens")
 
     def __init__(self, table: StopTable, include: bool, min_tokens: int) -> None:
         self._table = table
         self._include = include
         self.min_tokens = min_tokens
-
-    def visits(self, looks: Collection[int], ended: Collection[int]) -> StageResult:
-        """Return which chunks visit: all once a sequence has begun, else those that may begin one."""
-        none_in = self._table.starts.isdisjoint
-        return when(_MAY_MATTER, looks=looks, ended=ended, none_in=none_in)
+        self.none_in = table.starts.isdisjoint
 
     def end_in(self, chunk: Any, answer: _Answer) -> Any:
         """Return *chunk* as a terminal if a sequence is complete in it, else None."""
@@ -158,6 +153,7 @@ class _Search:
         return emit(*answer.let_out(begun))
 
 
+# Once a sequence has begun, all chunks visit, else those that may begin one.
 _MAY_MATTER = f"looks or ended or not none_in(item.token_ids) or {IS_TERMINAL}"
 
 
@@ -170,8 +166,6 @@ class _Answer:
         tokens: How many tokens were read.
         chunks: The chunks.
     """
-
-    __slots__ = ("_held", "chunks", "state", "tokens")
 
     def __init__(self) -> None:
         self.state = 0

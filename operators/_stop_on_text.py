@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from operators._answers import Answers, MinTokens
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage
 from operators._text_tail import TextTail, hold_back

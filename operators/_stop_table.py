@@ -27,8 +27,6 @@ class StopTable:
         found: For each state, the length of the longest sequence that ends there, or 0.
     """
 
-    __slots__ = ("_shorter", "_ways", "begun", "found", "starts")
-
     def __init__(self, sequences: Iterable[tuple[int, ...]]) -> None:
         self._ways: list[dict[int, int]] = [{}]
         self._shorter = [0]

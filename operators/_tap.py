@@ -15,7 +15,7 @@ from operators._core.failures import redacted_exc_info
 from operators._core.operator import callbacks
 from operators._core.own_copy import own_copy
 from operators._core.stage import Callbacks
-from operators._core.tasks import start_task
+from operators._core.tasks import running_loop, start_task
 
 __all__ = ("TapCounts", "tap", "tap_async")
 
@@ -139,8 +139,6 @@ def tap_async(
 class _Watch(ABC):
     """The items that wait for one stream's observer, and those that it missed."""
 
-    __slots__ = ("_counts", "_has_failed", "_limit", "_missed", "_observe", "_waiting")
-
     def __init__(self, observe: Callable[[Any], Any], limit: int, counts: TapCounts | None) -> None:
         self._observe = observe
         self._limit = limit
@@ -183,16 +181,11 @@ class _Watch(ABC):
 class _Tap(_Watch):
     """An observer that is called on the loop, or at once if none runs."""
 
-    __slots__ = ("_loop",)
-
     def __init__(
         self, observe: Callable[[Any], object], limit: int, counts: TapCounts | None
     ) -> None:
         super().__init__(observe, limit, counts)
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._loop = running_loop()
 
     def _observe_soon(self) -> None:
         if self._loop is None:
@@ -219,8 +212,6 @@ class _Tap(_Watch):
 class _AsyncTap(_Watch):
     """An observer that is awaited, in a task that runs while there are items."""
 
-    __slots__ = ("_grace_s", "_loop", "_task")
-
     def __init__(
         self,
         observe: Callable[[Any], Awaitable[object]],
@@ -231,10 +222,10 @@ class _AsyncTap(_Watch):
         super().__init__(observe, limit, counts)
         self._grace_s = grace_s
         self._task: asyncio.Task[None] | None = None
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("tap_async needs a running event loop") from None
+        loop = running_loop()
+        if loop is None:
+            raise RuntimeError("tap_async needs a running event loop")
+        self._loop = loop
 
     def _observe_soon(self) -> None:
         if self._task is None or self._task.done():

@@ -130,8 +130,6 @@ class TextTail:
         has_ended: :meth:`end` was called.
     """
 
-    __slots__ = ("_held", "_tokens", "has_ended", "index", "is_last", "text")
-
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.text = ""

@@ -6,8 +6,7 @@ import copy
 from typing import Any
 
 from operators._chunk import HAS_CONTENT, has_content
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Hooks, Visit, condition
 

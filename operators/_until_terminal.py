@@ -6,8 +6,7 @@ from typing import Any
 
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import IS_TERMINAL, Chunk, answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks, StageResult, complete_with, emit
 

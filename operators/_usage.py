@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from operators._answers import Answers, OpenAnswers, answers_of
 from operators._chunk import answer_of, has_content
 from operators._core.arguments import AtLeast
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Stage, emit
 from operators._uncounted import warn_of_uncounted

@@ -6,8 +6,7 @@ from typing import Any
 
 from operators._answers import Answers
 from operators._chunk import Chunk, answer_of
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.stage import Completed, Stage, emit
 
 __all__ = ("ContractViolation", "validate_contract")

@@ -7,8 +7,7 @@ from operators._core.arguments import CHECKED, check_arguments
 from operators._core.assemble import Plan, make_stream, plan_of
 from operators._core.drawing import draw_plan
 from operators._core.failures import drop_top_frame, is_only_closed, redacted_exc_info
-from operators._core.loop_clock import loop_clock
-from operators._core.loop_scheduler import with_loop_timers
+from operators._core.loop_scheduler import loop_clock, with_loop_timers
 from operators._core.mailbox import Mailbox
 from operators._core.naming import name_of
 from operators._core.operator import callbacks, pulling

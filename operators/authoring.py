@@ -17,8 +17,15 @@ from operators._chunk import Chunk, Clock, answer_of
 from operators._core.arguments import AtLeast, Seconds
 from operators._core.assemble import AnyOperator
 from operators._core.fusion import FusedRun
-from operators._core.item_types import SameTypeOperator, Transform, same_type
-from operators._core.operator import SCOPE, Operator, Takes, operator
+from operators._core.operator import (
+    SCOPE,
+    Operator,
+    SameTypeOperator,
+    Takes,
+    Transform,
+    operator,
+    same_type,
+)
 from operators._core.own_copy import own_copy
 from operators._core.scope import StreamScope
 from operators._core.sources import AsyncObservableSource, ObservableSource

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import inspect
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import reactivex
 
 from operators._core.aio_inbox import TURNS, AioInbox, SubscribesAsync
-from operators._core.aio_operator import (
-    AioOperator,
-    answers_within_asend,
-    async_observable,
-    is_aio_operator,
-)
-from operators._core.foreign import ForeignSegment
+from operators._core.foreign import ForeignSegment, kind_of
+from operators._core.naming import home_of, name_of
 from operators._core.own_copy import own_copy
 from operators._core.tasks import weak_callback
 
@@ -20,6 +20,53 @@ if TYPE_CHECKING:
     from aioreactive import AsyncDisposable, AsyncObserver
 
 __all__ = ("AioOperator", "AioSegment", "is_aio_operator")
+
+_AT_ONCE = frozenset(
+    (  # noqa: SIM905 - as a list it would take a page
+        "choose choose_async filter filter_async map map_async scan starfilter starmap "
+        "starmap_async"
+    ).split()
+)
+
+AioOperator: TypeAlias = Callable[[Any], SubscribesAsync[Any]]
+"""An ``aioreactive`` operator: a function from AsyncObservable to AsyncObservable."""
+
+
+def is_aio_operator(operator: Callable[..., Any]) -> bool:
+    """
+    Return whether something callable in a list is an ``aioreactive`` operator.
+
+    If the name of its module does not decide, it is applied to an empty stream, first of
+    ``reactivex`` and then, if the result is no Observable, of ``aioreactive``. An operator that
+    returns its argument counts as ``reactivex``.
+    """
+    if "aioreactive" not in sys.modules or inspect.iscoroutinefunction(operator):
+        return False
+    package = (getattr(operator, "__module__", None) or "").partition(".")[0]
+    if package in {"operators", "reactivex"}:
+        return False
+    kind = _kind_after(operator, _NEVER) or _kind_after(operator, async_observable(_never))
+    return kind == "AsyncObservable"
+
+
+def async_observable(subscribe: Callable[[AsyncObserver[Any]], Any]) -> SubscribesAsync[Any]:
+    """Return an AsyncObservable with operators as methods, which user operators may need."""
+    from aioreactive import AsyncAnonymousObservable, AsyncRx  # noqa: PLC0415 - who has operators has it
+
+    return AsyncRx(AsyncAnonymousObservable[Any](subscribe))
+
+
+def _kind_after(operator: Callable[..., Any], source: object) -> str | None:
+    try:
+        return kind_of(operator(source))
+    except Exception:
+        return None
+
+
+async def _never(observer: object) -> None: ...
+
+
+_NEVER = reactivex.never()
 
 
 class AioSegment(ForeignSegment[AioInbox]):
@@ -32,9 +79,12 @@ class AioSegment(ForeignSegment[AioInbox]):
     ``asend`` to us returns while at most one item waits; further items wait in their mailboxes.
     """
 
-    __slots__ = ()
+    library = "aioreactive"
 
-    _answers_at_once = staticmethod(answers_within_asend)
+    @staticmethod
+    def answers_at_once(operator: AioOperator) -> bool:
+        """Return whether it is one that emits within ``asend``; others may have a task of their own."""
+        return home_of(operator) == "aioreactive.transform" and name_of(operator) in _AT_ONCE
 
     def _observable(self) -> SubscribesAsync[Any]:
         # The library's tasks keep references to these.
@@ -67,7 +117,7 @@ class AioSegment(ForeignSegment[AioInbox]):
                 ending = self._source_ended(error)
                 if ending is not None:
                     await ending
-        if self._pump is None or self._source.ended:
+        if self._pump is None or self.source.ended:
             # The end follows with the last item.
             return
         for _ in range(TURNS):

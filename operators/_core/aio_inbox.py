@@ -52,18 +52,6 @@ class AioInbox(Inbox):
         on_end: Called when the stream has ended.
     """
 
-    __slots__ = (
-        "_asked",
-        "_closing",
-        "_disposable",
-        "_held",
-        "_lead",
-        "_on_end",
-        "_sent",
-        "_subscribing",
-        "_tasks",
-    )
-
     def __init__(
         self,
         observable: SubscribesAsync[Any],

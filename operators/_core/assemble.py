@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
+from typing import Any, NamedTuple, TypeAlias, cast, overload
 
 import reactivex
 from reactivex import Observable
 from typing_extensions import TypeVar
 
 from operators._core.aio import AioOperator, AioSegment, is_aio_operator
-from operators._core.foreign import applied
+from operators._core.foreign import ForeignSegment, applied
 from operators._core.fusion import FusedRun
-from operators._core.item_types import Transform
 from operators._core.loop_streams import streams_of
-from operators._core.operator import NotAnOperator, OnWholeStreams, Operator, PullingOperator
+from operators._core.operator import (
+    NotAnOperator,
+    OnWholeStreams,
+    Operator,
+    PullingOperator,
+    Transform,
+)
 from operators._core.release import StreamObserver
 from operators._core.rx import RxOperator, RxSegment
 from operators._core.segment import Segment, close_quietly
@@ -33,9 +38,16 @@ R = TypeVar("R", bound=FusedRun[Any])
 
 
 class Boundary(NamedTuple):
-    """What is between two runs: an async generator operator, or adjacent ones of one library."""
+    """
+    What is between two runs.
 
-    kind: Literal["pulling", "reactivex", "aioreactive"]
+    Attributes:
+        segment: The segment of the operators' library; None for an async generator operator.
+        operators: One async generator operator, or adjacent ones of one library.
+        where: The list's name, and the first operator's position.
+    """
+
+    segment: type[ForeignSegment[Any]] | None
     operators: tuple[Any, ...]
     where: tuple[str, int]
 
@@ -57,8 +69,6 @@ class Plan:
         NotAnOperator: An entry is not an operator, or *operators* is not a list; names it.
     """
 
-    __slots__ = ("boundaries", "operators", "runs")
-
     def __init__(self, operators: Iterable[object], where: str = "pipeline") -> None:
         if not isinstance(cast("object", operators), Iterable):
             raise NotAnOperator(f"{where}: expected a list of operators, got {operators!r}")
@@ -72,7 +82,7 @@ class Plan:
                 run.append(cast("Operator[Any, Any]", item))
                 continue
             before = self.boundaries[-1] if self.boundaries and not run else None
-            if before is not None and before.kind == found.kind != "pulling":
+            if before is not None and before.segment is found.segment is not None:
                 # Adjacent ones stay together: live observables may pass between them (row O3).
                 self.boundaries[-1] = before._replace(operators=(*before.operators, item))
                 continue
@@ -201,17 +211,16 @@ def _close(source: AsyncIterator[Any], own_context: contextvars.Context | None) 
 
 def _segment(before: FusedRun[Any], boundary: Boundary, scope: object) -> Segment:
     """Make the segment of a boundary, for one stream."""
-    if boundary.kind == "pulling":
+    if boundary.segment is None:
         return boundary.operators[0].segment(before, scope)
-    segment = AioSegment if boundary.kind == "aioreactive" else RxSegment
-    return segment(before, boundary.operators, boundary.where)
+    return boundary.segment(before, boundary.operators, boundary.where)
 
 
 def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
     """Validate an entry of a list; return None if it is fused with its neighbours."""
     name, place = where
     if isinstance(item, PullingOperator):
-        return Boundary("pulling", (item,), where)
+        return Boundary(None, (item,), where)
     if isinstance(item, Operator):
         return None
     if isinstance(item, OnWholeStreams):
@@ -222,9 +231,9 @@ def _boundary(where: tuple[str, int], item: object) -> Boundary | None:
             f"aioreactive, got {type(item).__name__} {item!r}"
         )
     if is_aio_operator(item):
-        return Boundary("aioreactive", (item,), where)
+        return Boundary(AioSegment, (item,), where)
     applied(_NEVER, (item,), where)
-    return Boundary("reactivex", (item,), where)
+    return Boundary(RxSegment, (item,), where)
 
 
 _NEVER: Observable[Any] = reactivex.never()

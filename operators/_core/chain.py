@@ -36,7 +36,6 @@ class Chain(Stages):
 
     __slots__ = (
         "_is_last",
-        "_kept_by",
         "_last_by",
         "_last_from",
         "ended_by",
@@ -51,11 +50,10 @@ class Chain(Stages):
         self._factories = factories
         self._scope = scope
         self._is_last = False
-        # The stage from which the last item continued, and the operator that made it the last one.
+        # The stage from which the last item continued, and the operator that made it the last one,
+        # or that handed out nothing for it.
         self._last_from = 0
         self._last_by: str | None = None
-        # The operator that handed out nothing for the last item.
-        self._kept_by: str | None = None
         self._ending = []
         self.bodies = [None] * len(factories)
         self.visits: list[Visit] = [None] * len(factories)
@@ -91,9 +89,8 @@ class Chain(Stages):
                     if type(first) is not StageResult or not first.detaches:
                         returned = place, first
                         continue
-                visits[place] = True
-                if type(first) is StageResult:
-                    self._apply(place, first)
+                if type(first) is not StageResult or not first.detaches:
+                    visits[place] = True
         except BaseException as error:
             add_operator_note(error, self._factories[place].name, scope)
             self.close_stages()
@@ -147,7 +144,7 @@ class Chain(Stages):
 
     def complete_last(self) -> None:
         """Complete the stages that the last item has passed."""
-        self.complete(self._last_from, self._kept_by or self._last_by)
+        self.complete(self._last_from, self._last_by)
 
     def stage_returned(self, place: int, result: StageResult | None) -> Any:
         """
@@ -169,9 +166,11 @@ class Chain(Stages):
             # Items before the last one may change which items visit later stages.
             self._finish_with(place, result)
             return None
-        self._apply(place, result)
+        if result.detaches:
+            self.visits[place] = None
+            self.reshaped = True
         if self._is_last and not result.items:
-            self._kept_by = self._factories[place].name
+            self._last_by = self._factories[place].name
         for item in result.items:
             if self.has_ended:
                 break
@@ -242,45 +241,32 @@ class Chain(Stages):
 
     def complete(self, place: int = 0, ended_by: str | None = None) -> None:
         """Complete the stages from *place* on, in order."""
-        if self.has_ended:
-            return
-        signal = None
-        for here in self._ending:
-            if here < place:
-                continue
-            if signal is None:
-                signal = Completed(ended_by)
-            raised, last = self._end(here, signal)
-            if raised is None:
-                self._finish_with(here, last, ended_by, at_end=True)
-                return
-            if type(raised) is not Completed:
-                self.fail(raised, here + 1)
-                return
-        self.has_ended = True
-        self.ended_by = ended_by
+        self._end_from(place, Completed(ended_by))
 
     def fail(self, error: BaseException, place: int = 0) -> None:
         """Fail the stages from *place* on; one of them may turn the failure into items."""
+        self._end_from(place, error)
+
+    def _end_from(self, place: int, signal: BaseException) -> None:
         if self.has_ended:
             return
         for here in self._ending:
             if here < place:
                 continue
-            if not isinstance(error, Exception):
+            if not isinstance(signal, Exception | Completed):
+                # Cancellation and the like are a drop, never an item (row S6).
+                self.close_stages()
                 break
-            raised, last = self._end(here, error)
+            raised, last = self._end(here, signal)
             if raised is None:
-                self._finish_with(here, last)
+                self._finish_with(here, last, signal)
                 return
-            error = raised
+            signal = raised
+        self.has_ended = True
+        if isinstance(signal, Completed):
+            self.ended_by = signal.ended_by
         else:
-            self.has_ended = True
-            self.error = error
-            return
-        # Cancellation and the like are a drop, never an item (row S6).
-        self.close_stages()
-        self.error = error
+            self.error = signal
 
     def close_stages(self) -> None:
         """
@@ -292,26 +278,17 @@ class Chain(Stages):
         self.has_ended = True
         self._close(0, len(self.bodies))
 
-    def _apply(self, place: int, result: StageResult) -> None:
-        """Apply a result's change to which items visit the stage."""
-        if result.detaches:
-            self.visits[place] = None
-            self.reshaped = True
-        elif result.visit is not None:
-            body = self.bodies[place]
-            assert isinstance(body, GeneratorBody)  # noqa: S101 - for the type checker
-            self.visits[place] = result.visit
-            body.values = result.values
-            self.reshaped = True
-
     def _finish_with(
-        self, place: int, value: Any, ended_by: str | None = None, *, at_end: bool = False
+        self, place: int, value: Any, signal: Completed | Exception | None = None
     ) -> None:
-        """End the stages after *place*, whose stage ended the stream with these last items."""
+        """End the stages after *place*, whose stage returned its last items, for *signal* if any."""
         if type(value) is not StageResult:
             value = StageResult(() if value is None else (value,))
         items, error = value.items, value.error
-        if ended_by is None and not self._is_last and not at_end:
+        ended_by = None
+        if isinstance(signal, Completed):
+            ended_by = signal.ended_by
+        elif not self._is_last:
             ended_by = self._factories[place].name
         for item in items[:-1] if error is None else items:
             if not self.has_ended:
@@ -332,7 +309,7 @@ def _body_of(factory: StageFactory, made: object) -> GeneratorBody:
     """Return the body for a generator made by the factory."""
     if not isinstance(made, GeneratorType):
         raise TypeError(
-            f"{factory.name}: expected the operator's function to return a generator,  "
+            f"{factory.name}: expected the operator's function to return a generator, "
             f"got {type(made).__name__}"
         )
     return GeneratorBody(cast("GeneratorType[Any, Any, Any]", made))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
-from operators._core.aio_operator import answers_within_asend
 from operators._core.assemble import AnyOperator, Boundary, Plan
 from operators._core.naming import name_of
-from operators._core.rx import answers_at_once
 
 __all__ = ("draw_plan",)
 
@@ -41,10 +38,8 @@ def _group(title: str, operators: Sequence[AnyOperator]) -> list[str]:
 
 
 def _title(boundary: Boundary) -> str:
-    if boundary.kind == "pulling":
+    segment = boundary.segment
+    if segment is None:
         return "async generator, pulls its source"
-    at_once: Callable[[Any], bool] = (
-        answers_at_once if boundary.kind == "reactivex" else answers_within_asend
-    )
-    is_fed = all(map(at_once, boundary.operators))
-    return f"{boundary.kind}, {_FED if is_fed else _DETACHED}"
+    is_fed = all(map(segment.answers_at_once, boundary.operators))
+    return f"{segment.library}, {_FED if is_fed else _DETACHED}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from reactivex import abc
 
@@ -13,14 +13,14 @@ from operators._core.inbox import Inbox
 from operators._core.naming import name_of
 from operators._core.operator import NotAnOperator, Operator
 from operators._core.pump import Pump
-from operators._core.segment import Segment
+from operators._core.segment import OperatorSegment
 
 __all__ = ("ForeignSegment", "applied", "kind_of")
 
 InboxT = TypeVar("InboxT", bound=Inbox)
 
 
-class ForeignSegment(Segment, Generic[InboxT]):
+class ForeignSegment(OperatorSegment, Generic[InboxT]):
     """
     Adjacent operators of one library between two parts of a pulled pipeline.
 
@@ -33,19 +33,14 @@ class ForeignSegment(Segment, Generic[InboxT]):
         operators: The operators, in order.
         where: The list's name, and the first operator's position, for error messages.
 
+    Attributes:
+        library: The name of the library.
+
     Raises:
         NotAnOperator: An operator does not return an observable, or can't be applied.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_inbox",
-        "_is_subscribed",
-        "_names",
-        "_observer",
-        "_pump",
-        "_source",
-    )
+    library: ClassVar[str]
 
     _inbox: InboxT
 
@@ -55,20 +50,19 @@ class ForeignSegment(Segment, Generic[InboxT]):
         operators: Sequence[Callable[[Any], Any]],
         where: tuple[str, int],
     ) -> None:
-        self._source = source
-        self._names = ", ".join(map(name_of, operators))
+        super().__init__(source, ", ".join(map(name_of, operators)))
         self._observer: Any = None
         self._is_subscribed = False
         # None if the consumer's pull feeds the operators.
         self._pump: Pump[Any] | None = None
         observable = applied(self._observable(), operators, where)
-        if not all(map(self._answers_at_once, operators)):
+        if not all(map(self.answers_at_once, operators)):
             self._pump = Pump(source, self._feed, self._source_ended)
         self._receive(observable)
 
     @staticmethod
     @abstractmethod
-    def _answers_at_once(operator: Any) -> bool:
+    def answers_at_once(operator: Any) -> bool:
         """Return whether an operator emits only while it handles a signal of its source."""
 
     @abstractmethod
@@ -84,25 +78,17 @@ class ForeignSegment(Segment, Generic[InboxT]):
         """Pass an item to the operators."""
 
     @abstractmethod
-    def _tell_end(self, observer: Any, failure: Exception | None) -> Awaitable[None] | None:
+    def _tell_end(
+        self, observer: Any, failure: Exception | None
+    ) -> Coroutine[Any, Any, None] | None:
         """Signal to the operators that the source has ended, with or without *failure*."""
 
     @property
     def ended(self) -> bool:
         return self._inbox.ended
 
-    @property
-    def ended_by(self) -> str | None:
-        return self._names if self._source.dropped else self._source.ended_by
-
-    def made_by(self, item: object) -> str | None:
-        return self._source.made_by(item) or self._names
-
-    def raised_by(self, error: BaseException) -> str | None:
-        return None if id(error) == self._source.raised else self._names
-
     def drop(self) -> None:
-        self._source.drop()
+        self.source.drop()
 
     async def __anext__(self) -> Any:
         inbox = self._inbox
@@ -125,7 +111,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
     async def _pull(self) -> None:
         """Pull the source once, in the consumer's pull."""
         try:
-            item = await anext(self._source)
+            item = await anext(self.source)
         except StopAsyncIteration:
             ending = self._source_ended(None)
         except Exception as error:
@@ -134,11 +120,11 @@ class ForeignSegment(Segment, Generic[InboxT]):
             fed = self._feed(item)
             if fed is not None:
                 await fed
-            ending = self._source_ended(None) if self._source.ended else None
+            ending = self._source_ended(None) if self.source.ended else None
         if ending is not None:
             await ending
 
-    def _source_ended(self, failure: BaseException | None) -> Awaitable[None] | None:
+    def _source_ended(self, failure: BaseException | None) -> Coroutine[Any, Any, None] | None:
         observer, self._observer = self._observer, None
         if failure is not None and not isinstance(failure, Exception):
             # A cancellation must not reach operators, which could turn it into items.
@@ -177,7 +163,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         if self._pump is not None:
             self._pump.close()
         else:
-            self._source.close()
+            self.source.close()
 
     def close(self) -> None:
         """Drop: the operators' subscription, the source and the task that pulls it. Idempotent."""
@@ -191,7 +177,7 @@ class ForeignSegment(Segment, Generic[InboxT]):
         await self._inbox.released()
         if self._pump is not None:
             await self._pump.wait_closed()
-        await self._source.aclose()
+        await self.source.aclose()
 
 
 def kind_of(value: object) -> str | None:

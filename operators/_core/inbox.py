@@ -32,8 +32,6 @@ class Inbox(Mailbox[Any]):
         is_ahead: Whether items may wait that were not requested.
     """
 
-    __slots__ = ("_is_disposed", "_loop", "_observable", "is_ahead")
-
     def __init__(self, observable: Any) -> None:
         super().__init__()
         self._observable = observable
@@ -111,16 +109,6 @@ class RxInbox(Inbox):
         is_fed: Whether items that arrive now were requested.
         is_remote: Whether an item was pushed from another thread.
     """
-
-    __slots__ = (
-        "_limit",
-        "_name",
-        "_scheduler",
-        "_subscription",
-        "_thread",
-        "is_fed",
-        "is_remote",
-    )
 
     def __init__(
         self,

@@ -1,19 +1,41 @@
-"""A ``reactivex`` scheduler on the time of an event loop."""
+"""The time of an event loop: its clock, and a ``reactivex`` scheduler."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, cast
 
 from reactivex import Observable, abc
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
 from operators._core.arguments import CHECKED, check_arguments
-from operators._core.loop_clock import loop_clock
 
-__all__ = ("LoopScheduler", "with_loop_timers")
+__all__ = ("LoopScheduler", "loop_clock", "with_loop_timers")
+
+
+def loop_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """
+    Return the clock for times on *loop*, in seconds: its own if that is virtual.
+
+    For an asyncio or uvloop loop it is ``time.monotonic``, which both use. uvloop's own ``time``
+    has whole milliseconds, does not advance within an iteration, and is slower to call.
+
+    >>> loop = asyncio.new_event_loop()
+    >>> loop_clock(loop) is time.monotonic
+    True
+    >>> loop.close()
+    """
+    return time.monotonic if _is_monotonic(type(loop)) else loop.time
+
+
+@cache
+def _is_monotonic(kind: type[asyncio.AbstractEventLoop]) -> bool:
+    defining = next(base for base in kind.__mro__ if "time" in vars(base))
+    return defining.__module__.partition(".")[0] in {"asyncio", "uvloop"}
 
 
 class LoopScheduler(AsyncIOScheduler):

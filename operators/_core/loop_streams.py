@@ -29,8 +29,6 @@ class LoopStreams:
         tasks: The other unfinished tasks, referenced here because the loop does so only weakly.
     """
 
-    __slots__ = ("__weakref__", "_shutdown", "open", "releases", "tasks")
-
     def __init__(self) -> None:
         self.open: WeakSet[FusedRun[Any]] = WeakSet()
         self.releases: set[asyncio.Task[None]] = set()

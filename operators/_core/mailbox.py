@@ -31,8 +31,6 @@ class Mailbox(Generic[T]):
     ValueError: gone
     """
 
-    __slots__ = ("_error", "_waiter", "is_closed", "waiting")
-
     def __init__(self) -> None:
         self.waiting: deque[T] = deque()
         self._error: BaseException | None = None

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     Concatenate,
@@ -15,6 +16,7 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    cast,
     get_args,
     overload,
 )
@@ -33,15 +35,21 @@ __all__ = (
     "OnWholeStreams",
     "Operator",
     "PullingOperator",
+    "SameTypeOperator",
     "Takes",
+    "Transform",
     "callbacks",
     "operator",
     "pulling",
+    "same_type",
 )
 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
+
+Transform: TypeAlias = Callable[[Observable[A]], Observable[B]]
+"""An operator, ours or of ``reactivex``, that turns items A into items B."""
 
 Takes: TypeAlias = Literal["chunks", "items", "anything"]
 """What an operator takes: an engine's chunks, annotated items, or anything (row O1)."""
@@ -80,8 +88,6 @@ class OnWholeStreams:
         instead: How to use it, for the error message.
     """
 
-    __slots__ = ()
-
     instead: ClassVar[str]
 
 
@@ -101,8 +107,6 @@ class Operator(Generic[A, B]):
         name: Shown in errors and in ``repr``.
         takes: Which items it takes.
     """
-
-    __slots__ = ("_asks_for_scope", "_make", "name", "takes")
 
     # How many of the function's first parameters are not parameters of the operator.
     _sources: ClassVar[int] = 0
@@ -156,8 +160,6 @@ class Operator(Generic[A, B]):
 class SharedOperator(Operator[A, B]):
     """An operator whose stateless body serves every stream."""
 
-    __slots__ = ("_body",)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._body = super().start(None)
@@ -170,13 +172,11 @@ class SharedOperator(Operator[A, B]):
 class PullingOperator(Operator[A, B]):
     """An operator that pulls its source: its body is an asynchronous generator."""
 
-    __slots__ = ()
-
     _sources = 1
 
     def segment(self, source: FusedRun[A], scope: Any) -> PulledSegment:
         """Make the segment of a pipeline that follows *source*."""
-        return PulledSegment(source, self.start(scope, source), self.name, scope)
+        return PulledSegment(source, self.start(scope, source), self.name)
 
     def _subscribe(
         self,
@@ -374,3 +374,29 @@ def _operands(function: Callable[..., Any], kind: type[Operator[Any, Any]]) -> C
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return described(function)[0].parameters
+
+
+if TYPE_CHECKING:
+
+    class SameTypeOperator(Operator[Any, Any]):
+        """An operator whose output type is its input type."""
+
+        def __call__(self, source: Observable[A]) -> Observable[A]:
+            """Apply the operator to an Observable, as in ``source.pipe(operator)``."""
+            ...
+
+else:
+    SameTypeOperator = Operator
+
+
+def same_type(make: Callable[P, Operator[Any, Any]]) -> Callable[P, SameTypeOperator]:
+    """
+    Declare that an operator's output type is its input type.
+
+    It is for type checkers and has no effect at run time::
+
+        @same_type
+        @operator
+        def at_most(count: int) -> Stage[Any, Any]: ...
+    """
+    return cast("Callable[P, SameTypeOperator]", make)

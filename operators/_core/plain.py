@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from reactivex import Observable, abc
@@ -14,6 +14,7 @@ from operators._core.fusion import FusedRun
 from operators._core.pushing import push_in_task
 from operators._core.sources import ObservableSource
 from operators._core.stages import StageFactory
+from operators._core.tasks import running_loop
 
 __all__ = ("Subscription", "subscribe_in_task")
 
@@ -25,9 +26,8 @@ def subscribe_in_task(
     scheduler: abc.SchedulerBase | None,
 ) -> abc.DisposableBase:
     """Run the stream that *make* makes of *source* in a task of the running event loop."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = running_loop()
+    if loop is None:
         observer.on_error(
             RuntimeError("an asynchronous operator needs a running event loop to be subscribed to")
         )
@@ -40,8 +40,6 @@ def subscribe_in_task(
 
 class Subscription:
     """One subscription of one operator: a chain of a single stage between two Observables."""
-
-    __slots__ = ("_chain", "_is_disposed", "_observer", "_upstream")
 
     def __init__(self, operator: StageFactory, observer: abc.ObserverBase[Any]) -> None:
         self._observer = observer
@@ -57,24 +55,18 @@ class Subscription:
             # The operator returned before its first yield.
             self._deliver()
             return Disposable()
+        chain = self._chain
         self._upstream.disposable = source.subscribe(
-            self._next, self._error, self._completed, scheduler=scheduler
+            partial(self._receive, chain.push),
+            partial(self._receive, chain.fail),
+            partial(self._receive, chain.complete),
+            scheduler=scheduler,
         )
         return Disposable(self._dispose)
 
-    def _next(self, item: Any) -> None:
+    def _receive(self, signal: Callable[..., None], *arguments: Any) -> None:
         if not self._chain.has_ended:
-            self._chain.push(item)
-            self._deliver()
-
-    def _error(self, error: Exception) -> None:
-        if not self._chain.has_ended:
-            self._chain.fail(error)
-            self._deliver()
-
-    def _completed(self) -> None:
-        if not self._chain.has_ended:
-            self._chain.complete()
+            signal(*arguments)
             self._deliver()
 
     def _deliver(self) -> None:

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from operators._core.failures import SourceCancelled, add_operator_note, none_handed_out
+from operators._core.failures import none_handed_out
 from operators._core.fusion import FusedRun
 from operators._core.mailbox import Mailbox
-from operators._core.segment import Segment, close_quietly, first_pull
-from operators._core.stage import StageResult, fail_after
+from operators._core.segment import OperatorSegment, close_quietly, first_pull
+from operators._core.stage import StageResult
 from operators._core.tasks import done, start_release
 
 __all__ = ("PulledSegment",)
 
 
-class PulledSegment(Segment):
+class PulledSegment(OperatorSegment):
     """
     An async generator operator over the part before it.
 
@@ -24,64 +24,35 @@ class PulledSegment(Segment):
     more: so the last item is known to be the last when it is handed out (row P6a).
     """
 
-    __slots__ = (
-        "_closing",
-        "_generator",
-        "_has_begun",
-        "_items",
-        "_name",
-        "_scope",
-        "_source",
-        "ended",
-    )
-
     # Not a property, because it is read for every item.
-    ended: bool
+    ended: bool = False
 
-    def __init__(
-        self,
-        source: FusedRun[Any],
-        generator: AsyncGenerator[Any],
-        name: str,
-        scope: Any = None,
-    ) -> None:
-        self._source = source
-        self._name = name
-        self._scope = scope
+    def __init__(self, source: FusedRun[Any], generator: AsyncGenerator[Any], name: str) -> None:
+        super().__init__(source, name)
         self._items: Mailbox[Any] = Mailbox()
         self._closing: asyncio.Task[None] | None = None
         self._has_begun = False
-        self.ended = False
         self._generator = generator
-
-    @property
-    def ended_by(self) -> str | None:
-        return self._name if self._source.dropped else self._source.ended_by
-
-    def made_by(self, item: object) -> str | None:
-        return self._source.made_by(item) or self._name
+        # Whether the operator has yielded its failure, which it has not raised then.
+        self._has_told = False
 
     def raised_by(self, error: BaseException) -> str | None:
-        # The next run decides whether a cancellation is a failure.
-        is_own = isinstance(error, SourceCancelled) and id(error) != self._source.raised
-        return self._name if is_own else None
+        return None if self._has_told else super().raised_by(error)
 
     async def __anext__(self) -> Any:
         items = self._items
         while not items.is_closed and (
-            not items.waiting or (len(items.waiting) == 1 and self._source.ended)
+            not items.waiting or (len(items.waiting) == 1 and self.source.ended)
         ):
             try:
                 item = await (anext(self._generator) if self._has_begun else self._begin())
             except StopAsyncIteration:
                 self._end()
             except Exception as error:
-                if id(error) != self._source.raised:
-                    add_operator_note(error, self._name, self._scope)
                 self._end(error)
             else:
                 is_ordinary = item is not None and type(item) is not StageResult
-                if is_ordinary and not self._source.has_ended and not items.is_closed:
+                if is_ordinary and not self.source.has_ended and not items.is_closed:
                     # It can't be the last one, so it need not be held.
                     return item
                 self._put(item)
@@ -98,18 +69,18 @@ class PulledSegment(Segment):
 
     def _put(self, item: Any) -> None:
         """Queue what the generator has yielded."""
-        if item is None:
-            error = none_handed_out()
-            add_operator_note(error, self._name, self._scope)
-            item = fail_after(error)
-        if type(item) is not StageResult:
-            self._items.put(item)
-            return
-        for each in item.items:
-            self._items.put(each)
-        if item.ends:
-            self._end(item.error)
+        if type(item) is StageResult:
+            for each in item.items:
+                self._items.put(each)
+            if item.ends:
+                self._has_told = item.error is not None
+                self._end(item.error)
+                self._release()
+        elif item is None:
+            self._end(none_handed_out())
             self._release()
+        else:
+            self._items.put(item)
 
     def _end(self, error: Exception | None = None) -> None:
         """End the queue after the waiting items."""
@@ -121,8 +92,8 @@ class PulledSegment(Segment):
         self._drop_source()
 
     def _drop_source(self) -> None:
-        if not self._source.is_adopted:
-            self._source.drop()
+        if not self.source.is_adopted:
+            self.source.drop()
 
     def close(self) -> None:
         self.drop()
@@ -133,15 +104,15 @@ class PulledSegment(Segment):
         close = getattr(self._generator, "close", None)
         if close is not None:
             close()
-        if self._closing is None and not self._source.event_loop.is_closed():
+        if self._closing is None and not self.source.event_loop.is_closed():
             self._closing = start_release(
-                self._close(), self._source.event_loop, self._source.own_context
+                self._close(), self.source.event_loop, self.source.own_context
             )
 
     async def _close(self) -> None:
-        await close_quietly(self._generator, f"closing the operator {self._name} failed")
-        if not self._source.is_adopted:
-            await self._source.aclose()
+        await close_quietly(self._generator, f"closing the operator {self.name} failed")
+        if not self.source.is_adopted:
+            await self.source.aclose()
 
     async def aclose(self) -> None:
         self.close()

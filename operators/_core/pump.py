@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from operators._core.failures import drop_top_frame
-from operators._core.tasks import current_task, done, start_task, weak_callback
+from operators._core.tasks import current_task, done, start_release, start_task, weak_callback
 
 if TYPE_CHECKING:
     from operators._core.fusion import FusedRun
@@ -35,8 +35,7 @@ class Pump(Generic[T]):
             it causes the next pull. After 16 items from a source that never waits, the task yields
             to the loop.
         on_end: Called once with the failure, or with None at the end of the source; not after
-            :meth:`close`. It may be a coroutine function, except for a failure that is not an
-            ``Exception``, such as the task's cancellation.
+            :meth:`close`. It may be a coroutine function.
         context: The task's context, if the source enters its own context for each pull. For such a
             source the task is an ordinary consumer: its cancellation is a drop.
 
@@ -45,26 +44,11 @@ class Pump(Generic[T]):
         task: The task, from the first demand on.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_demand",
-        "_is_closed",
-        "_is_handling",
-        "_leaves_source",
-        "_on_end",
-        "_on_item",
-        "_pulled",
-        "busy",
-        "source",
-        "task",
-    )
-
     def __init__(
         self,
         source: FusedRun[T],
         on_item: Callable[[T], Awaitable[None] | None],
-        on_end: Callable[[BaseException | None], Awaitable[None] | None],
+        on_end: Callable[[BaseException | None], Coroutine[Any, Any, None] | None],
         context: contextvars.Context | None = None,
     ) -> None:
         self.source = source
@@ -130,9 +114,7 @@ class Pump(Generic[T]):
                     item = await anext(self.source)
                 except StopAsyncIteration:
                     break
-                self.busy = False
-                self._is_handling = True
-                handled = self._on_item(item)
+                handled = self._handle(item)
                 if handled is not None:
                     await handled
                 self._is_handling = False
@@ -159,7 +141,16 @@ class Pump(Generic[T]):
             await self.source.aclose()
         return None
 
-    def _report_end(self, failure: BaseException | None) -> Awaitable[None] | None:
+    def _handle(self, item: T) -> Awaitable[None] | None:
+        self.busy = False
+        if self._is_closed:
+            # In the step that made the item.
+            self.source.mark_undelivered(item)
+            return None
+        self._is_handling = True
+        return self._on_item(item)
+
+    def _report_end(self, failure: BaseException | None) -> Coroutine[Any, Any, None] | None:
         """Call *on_end*, unless already called or the pump was closed."""
         self.busy = False
         if self._is_closed:
@@ -171,10 +162,14 @@ class Pump(Generic[T]):
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         """Report the end also if the task was cancelled, by anyone."""
+        if self._is_closed:
+            # What *on_end* has raised is logged by asyncio.
+            return
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if failure is not None:
-            self.source.close()
-            self._report_end(failure)
+        self.source.close()
+        ending = self._report_end(failure)
+        if ending is not None:
+            start_release(ending, self.source.event_loop)
 
     def _forget(self) -> None:
         """Drop the callbacks: they refer to the pump, which would be a reference cycle."""

@@ -19,7 +19,7 @@ from operators._core.naming import home_of
 from operators._core.own_copy import own_copy
 from operators._core.tasks import weak_callback
 
-__all__ = ("RxOperator", "RxSegment", "answers_at_once")
+__all__ = ("RxOperator", "RxSegment")
 
 RxOperator: TypeAlias = Callable[[Observable[Any]], Observable[Any]]
 
@@ -34,16 +34,6 @@ _AT_ONCE = frozenset(
         "toiterable toset zipwithiterable"
     ).split()
 )
-
-
-def answers_at_once(operator: RxOperator) -> bool:
-    """
-    Return whether a ``reactivex`` operator emits only while it handles a signal of its source.
-
-    True for the stock operators listed here, by their module. Any other may emit from a timer or
-    another stream, so it counts as detached from the pull.
-    """
-    return home_of(operator) in _AT_ONCE
 
 
 # How many items may wait before an operator's timers pause for the consumer.
@@ -112,9 +102,12 @@ class RxSegment(ForeignSegment[RxInbox]):
     a fast timer does not starve the source.
     """
 
-    __slots__ = ("_scheduler",)
+    library = "reactivex"
 
-    _answers_at_once = staticmethod(answers_at_once)
+    @staticmethod
+    def answers_at_once(operator: RxOperator) -> bool:
+        """Return whether it is a stock operator listed here; any other may emit on its own."""
+        return home_of(operator) in _AT_ONCE
 
     def _observable(self) -> Observable[Any]:
         # A timer keeps a reference to its operator's source.
@@ -133,7 +126,7 @@ class RxSegment(ForeignSegment[RxInbox]):
 
     def _receive(self, observable: Observable[Any]) -> None:
         self._scheduler = _SegmentScheduler(asyncio.get_running_loop())
-        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self._names)
+        self._inbox = RxInbox(observable, self._scheduler, limit=_LIMIT, name=self.name)
         self._scheduler.waiting = self._inbox
         self._tell(self._inbox.open)
 

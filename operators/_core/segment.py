@@ -9,12 +9,15 @@ import sys
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from types import AsyncGeneratorType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from operators._core.failures import is_only_closed, redacted_exc_info
 from operators._core.tasks import current_task
 
-__all__ = ("Segment", "close_now", "close_quietly", "first_pull")
+if TYPE_CHECKING:
+    from operators._core.fusion import FusedRun
+
+__all__ = ("OperatorSegment", "Segment", "close_now", "close_quietly", "first_pull")
 
 
 class Segment:
@@ -61,6 +64,30 @@ class Segment:
     @abstractmethod
     async def aclose(self) -> None:
         """Drop, and wait until everything is released."""
+
+
+class OperatorSegment(Segment):
+    """
+    A segment of operators that pull a run.
+
+    Attributes:
+        name: The names of the operators.
+        source: The run before them.
+    """
+
+    def __init__(self, source: FusedRun[Any], name: str) -> None:
+        self.source = source
+        self.name = name
+
+    @property
+    def ended_by(self) -> str | None:
+        return self.name if self.source.dropped else self.source.ended_by
+
+    def made_by(self, item: object) -> str | None:
+        return self.source.made_by(item) or self.name
+
+    def raised_by(self, error: BaseException) -> str | None:
+        return None if id(error) == self.source.raised else self.name
 
 
 def first_pull(source: AsyncIterator[Any]) -> Any:

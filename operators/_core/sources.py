@@ -33,8 +33,6 @@ class _Source(AsyncIterator[T]):
     The subscription refers only to the inbox, so dropping the last reference to this is a drop.
     """
 
-    __slots__ = ("__weakref__", "_inbox")
-
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
 
@@ -83,8 +81,6 @@ class ObservableSource(_Source[T], Generic[T]):
     [1, 2, 3]
     """
 
-    __slots__ = ()
-
     def __init__(
         self, observable: Observable[T], *, scheduler: abc.SchedulerBase | None = None
     ) -> None:
@@ -123,8 +119,6 @@ class AsyncObservableSource(_Source[T], Generic[T]):
     disposed
     [3, 2, 1]
     """
-
-    __slots__ = ()
 
     def __init__(self, observable: SubscribesAsync[T]) -> None:
         super().__init__(AioInbox(observable))

@@ -26,7 +26,6 @@ __all__ = (
     "detach",
     "emit",
     "fail_after",
-    "when",
 )
 
 A = TypeVar("A")
@@ -58,22 +57,18 @@ class StageResult:
     items: ``AsyncGenerator[Chunk | StageResult]``.
     """
 
-    __slots__ = ("detaches", "ends", "error", "items", "values", "visit")
+    __slots__ = ("detaches", "ends", "error", "items")
 
     def __init__(
         self,
         items: tuple[Any, ...],
         *,
         detaches: bool = False,
-        visit: Condition | None = None,
-        values: tuple[Any, ...] = (),
         ends: bool = False,
         error: Exception | None = None,
     ) -> None:
         self.items = items
         self.detaches = detaches
-        self.visit = visit
-        self.values = values
         self.ends = ends
         self.error = error
 
@@ -124,19 +119,6 @@ def detach(*items: Any) -> StageResult:
     Later items bypass it at no cost; the end still arrives at this ``yield``.
     """
     return StageResult(items, detaches=True)
-
-
-def when(expression: str, *items: Any, **names: Any) -> StageResult:
-    """
-    Yield this to hand out *items*, and to receive only items that match *expression*.
-
-    Args:
-        expression: A Python expression over ``item`` and *names*. It is evaluated once for each item.
-        items: What to hand out now.
-        names: The values of other names in the expression.
-    """
-    visit = condition(expression, tuple(names))
-    return StageResult(items, visit=visit, values=tuple(names.values()))
 
 
 def complete_with(*items: Any) -> StageResult:
@@ -212,7 +194,7 @@ class Callbacks(Hooks[A, B]):
             None for every item, and then *step* must return an item.
         once: Whether only the first item that matches *only* visits.
         names: Values of the names in *only*.
-        on_error: Turns a failure of the source into the stream's last item.
+        on_error: Turns a failure of the source into the stream's last item, or a `StageResult`.
         on_complete: Called when the source has completed, with the operator that ended the stream
             early or None; may return a `StageResult` to end the stream with.
         on_end: Called once at the end, however the stream ends: with the failure or None, and
@@ -239,7 +221,7 @@ class Callbacks(Hooks[A, B]):
         only: str | None = None,
         once: bool = False,
         names: Mapping[str, Any] | None = None,
-        on_error: Callable[[Exception], B] | None = None,
+        on_error: Callable[[Exception], B | StageResult] | None = None,
         on_complete: Callable[[str | None], StageResult | None] | None = None,
         on_end: Callable[[Exception | None, bool], None] | None = None,
         on_interrupt: Callable[[bool], None] | None = None,

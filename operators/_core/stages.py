@@ -28,14 +28,13 @@ StageFactory: TypeAlias = "Operator[Any, Any]"
 class GeneratorBody(Hooks[Any, Any]):
     """An operator's body that is a generator."""
 
-    __slots__ = ("generator", "step", "values")
+    __slots__ = ("generator", "step")
 
     handles_end = True
 
     def __init__(self, generator: GeneratorType[Any, Any, Any]) -> None:
         self.generator = generator
         self.step = generator.send
-        self.values: tuple[Any, ...] = ()
 
     @property
     def has_returned(self) -> bool:

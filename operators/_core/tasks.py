@@ -106,20 +106,8 @@ async def done(task: asyncio.Task[None] | None) -> None:
         return
     # Most don't wait for anything: they are done in the next iteration, before the caller resumes.
     await _one_turn()
-    loop = task.get_loop()
-    if task.done() or is_elsewhere(loop):
-        return
-    waiter = loop.create_future()
-
-    def wake(_: object) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    task.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        task.remove_done_callback(wake)
+    if not task.done() and not is_elsewhere(task.get_loop()):
+        await asyncio.wait((task,))
 
 
 @types.coroutine

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from operators._core.arguments import CHECKED, AtLeast
-from operators._core.item_types import same_type
-from operators._core.operator import callbacks
+from operators._core.operator import callbacks, same_type
 from operators._core.scope import StreamScope
 from operators._core.stage import Callbacks
 from operators._outcome import Outcome

@@ -16,7 +16,6 @@ import pytest
 
 from operators import fuse, map_async
 from operators._core.failures import SourceCancelled
-from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
@@ -56,20 +55,6 @@ class TestPull:
         """However many items are left out in one pull, it comes to an end."""
         stream = fuse(Engine(range(20_001))(), [kept(20_000)])
         assert await collect(stream) == Seen([0, 20_000], "completed")
-
-    async def test_conditions_may_change_many_times_in_one_pull(self) -> None:
-        """However often an operator says who visits it in one pull, it comes to an end."""
-
-        @operator
-        def last_only() -> Ints:
-            while True:
-                item = yield when("item > 0")
-                if item == 20_000:
-                    return item
-
-        assert await collect(fuse(Engine(range(1, 20_001))(), [last_only()])) == Seen(
-            [20_000], "completed"
-        )
 
 
 class TestConcurrency:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 
 from operators import fuse, map_async
-from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
@@ -132,19 +131,6 @@ def gone_after(n: int) -> Ints:
     return detach(item, n)
 
 
-def visited(n: int) -> Ints:
-    item = yield when("item % n == 0", n=n)
-    while True:
-        item = yield item + 1
-
-
-def visited_differently(n: int) -> Ints:
-    while True:
-        item = yield when("item > n", n=n)
-        n += item
-        yield when("item < n", item, -item, n=n)
-
-
 def swallows(n: int) -> Ints:
     try:
         item = yield
@@ -192,8 +178,6 @@ BODIES: Sequence[Body] = (
     fails_at_the_end,
     aside_after,
     gone_after,
-    visited,
-    visited_differently,
     swallows,
     renames,
     last_words,
@@ -222,6 +206,7 @@ STEPS: dict[str, Callable[[int], Callable[[int], int | StageResult]]] = {
     "last": lambda n: lambda item: complete_with(item, n),
     "failing": lambda n: lambda item: fail_after(LookupError(item), n),
     "rescue": lambda n: lambda item: item - n,
+    "held": lambda n: lambda item: item + n,
 }
 
 
@@ -235,6 +220,13 @@ def called(kind: str, n: int, ledger: Ledger, name: str) -> Callbacks[int, int]:
 
     if kind == "rescue":
         return Callbacks(STEPS[kind](n), on_error=lambda _: n, on_end=end)
+    if kind == "held":
+        return Callbacks(
+            STEPS[kind](n),
+            on_error=lambda error: fail_after(error, *range(n % 3)),
+            on_complete=lambda _: complete_with(*range(n % 3)),
+            on_end=end,
+        )
     return Callbacks(
         STEPS[kind](n), only="item > n", names={"n": n}, once=kind == "once", on_end=end
     )

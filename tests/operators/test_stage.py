@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from reactivex import Observable
 
 from operators import fuse
-from operators._core.stage import when
 from operators.assembly import Callbacks, callbacks
 from operators.authoring import (
     AnyOperator,
@@ -56,9 +55,7 @@ class TestItems:
     """What an operator hands out for an item."""
 
     @pytest.mark.rows("O5")
-    @pytest.mark.parametrize(
-        "form", ["generator", "generator under a condition", "callbacks", "callbacks under one"]
-    )
+    @pytest.mark.parametrize("form", ["generator", "callbacks", "callbacks under a condition"])
     def test_returning_none_for_an_item_fails_the_stream(self, life: Life, form: str) -> None:
         """A step that gives None fails the stream; the error names the operator, and it is closed."""
         journal: list[str] = []
@@ -66,7 +63,7 @@ class TestItems:
         @operator
         def forgetful() -> Ints:
             try:
-                item = yield emit() if form == "generator" else when("item > 1")
+                item = yield
                 while True:
                     item = yield item if item < 2 else None
             finally:
@@ -340,34 +337,20 @@ class TestStepAside:
     def test_only_items_that_match_when_visit(self, life: Life) -> None:
         """Only items for which the expression is true visit; the others pass."""
 
-        @operator
-        def big_tenfold(least: int) -> Ints:
-            item = yield when("item >= least", least=least)
-            while True:
-                item = yield item * 10
+        @callbacks()
+        def big_tenfold(least: int) -> Callbacks[int, int]:
+            return Callbacks(lambda item: item * 10, only="item >= least", names={"least": least})
 
         assert life([1, 5, 3, 6], big_tenfold(5)) == Seen([1, 50, 3, 60], "completed")
         two = big_tenfold(3), big_tenfold(50)
         assert life([1, 5, 3, 6], *two) == Seen([1, 500, 30, 600], "completed")
 
-    def test_a_condition_can_be_changed(self, life: Life) -> None:
-        """Each visit may set another condition, and hand out any number of items."""
-
-        @operator
-        def rising() -> Ints:
-            highest = yield
-            while True:
-                highest = yield when("item > highest", -highest, highest, highest=highest)
-
-        assert life([2, 1, 5, 4, 6], rising()) == Seen([-2, 2, 1, -5, 5, 4, -6, 6], "completed")
-
     def test_detaching_ends_a_condition(self, life: Life) -> None:
         """After ``detach`` the condition is void: no item visits."""
 
-        @operator
-        def negative_at_two() -> Ints:
-            item = yield when("item >= 2")
-            yield detach(-item)
+        @callbacks()
+        def negative_at_two() -> Callbacks[int, int]:
+            return Callbacks(lambda item: detach(-item), only="item >= 2")
 
         stages = negative_at_two(), negative_at_two(), same()
         assert life([1, 2, 3, 3], *stages) == Seen([1, -2, -3, 3], "completed")
@@ -376,11 +359,10 @@ class TestStepAside:
         """So it may do what an ordinary item needs."""
         noted: list[int] = []
 
-        @operator
-        def note() -> Ints:
-            item = yield when("note(item) or item == 3", note=noted.append)
-            while True:
-                item = yield -item
+        @callbacks()
+        def note() -> Callbacks[int, int]:
+            names = {"note": noted.append}
+            return Callbacks(lambda item: -item, only="note(item) or item == 3", names=names)
 
         assert life([1, 2, 3, 4], twice(), note()).items == [1, 1, 2, 2, -3, -3, 4, 4]
         assert noted == [1, 1, 2, 2, 3, 3, 4, 4]
@@ -391,11 +373,9 @@ class TestStepAside:
     def test_a_condition_may_be_any_expression(self, life: Life, condition: str) -> None:
         """Its names are its own, inside a comprehension too, and builtins are there."""
 
-        @operator
-        def chosen(allowed: list[int]) -> Ints:
-            item = yield when(condition, allowed=allowed)
-            while True:
-                item = yield -item
+        @callbacks()
+        def chosen(allowed: list[int]) -> Callbacks[int, int]:
+            return Callbacks(lambda item: -item, only=condition, names={"allowed": allowed})
 
         assert life([1, 2, 3], chosen([1]), chosen([3])) == Seen([-1, 2, -3], "completed")
 
@@ -403,11 +383,9 @@ class TestStepAside:
     def test_names_in_a_condition_do_not_clash_with_the_loop(self, life: Life, name: str) -> None:
         """The names of the loop that it becomes a part of are not in the way."""
 
-        @operator
-        def chosen() -> Ints:
-            item = yield when(f"item == {name}", **{name: 2})
-            while True:
-                item = yield -item
+        @callbacks()
+        def chosen() -> Callbacks[int, int]:
+            return Callbacks(lambda item: -item, only=f"item == {name}", names={name: 2})
 
         assert life([1, 2], chosen(), chosen()) == Seen([1, -2], "completed")
 
@@ -415,12 +393,12 @@ class TestStepAside:
         """Earlier operators are dropped, its own operator is closed, later ones see the error."""
         journal: list[str] = []
 
-        @operator
-        def wrong() -> Ints:
-            try:
-                yield when("6 / item < 0")
-            finally:
+        @callbacks()
+        def wrong() -> Callbacks[int, int]:
+            def end(_failure: Exception | None, _dropped: bool) -> None:
                 journal.append("end")
+
+            return Callbacks(lambda item: item, only="6 / item < 0", on_end=end)
 
         seen = life([3, 0], same(), wrong(), spy(journal))
         assert seen == Seen([3], "ZeroDivisionError('division by zero')")

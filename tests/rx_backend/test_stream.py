@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -31,6 +31,7 @@ from rx_backend.protocols import Annotated, LLMEngineOutput
 from rx_backend.testing import VirtualTimeLoop, run_virtual
 from tests.engines import (
     DROPPED,
+    FunctionEngine,
     Item,
     ScriptedEngine,
     Stream,
@@ -193,6 +194,24 @@ async def test_a_subscriber_that_raises_gets_its_error_back(kind: str) -> None:
     await asyncio.sleep(1)
     assert [repr(error) for error in errors] == ["LookupError('bug')"]
     assert (engine.pulls, engine.closed) == (1, 1)
+
+
+@pytest.mark.rows("S6")
+@virtual
+async def test_an_engine_that_cancels_the_task_at_the_end_ends_the_subscription() -> None:
+    """The subscriber gets the cancellation: without it, it would wait forever."""
+    errors: list[Exception] = []
+
+    async def chunks() -> AsyncGenerator[LLMEngineOutput]:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        yield LLMEngineOutput.stop()
+
+    stream = await adapter_of(FunctionEngine(chunks)).generate(request())
+    stream.subscribe(on_error=errors.append)
+    await asyncio.sleep(1)
+    assert [type(error) for error in errors] == [asyncio.CancelledError]
 
 
 @pytest.mark.rows("S7")
