@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, TypeAlias, cast
 
@@ -65,9 +66,13 @@ def redacted_exc_info(error: BaseException) -> ExcInfo:
     """
     kind = type(error)
     # A class of the same name: an error's own text may be made of attributes that an empty one lacks.
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    silent: type[BaseException] = type(kind.__name__, (Exception,), names)
+    silent = _class_named(kind.__name__, kind.__qualname__, kind.__module__)
     return silent, silent(), error.__traceback__
+
+
+@lru_cache  # only the collector could free a class
+def _class_named(name: str, qualname: str, module: str) -> type[Exception]:
+    return type(name, (Exception,), {"__qualname__": qualname, "__module__": module})
 
 
 def none_handed_out() -> TypeError:
