@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
 from rx_backend.errors import InvalidArgument
 from rx_backend.latched_signal import LatchedSignal, Latches, Listener
@@ -209,6 +210,9 @@ def _check_mappings(**given: object) -> None:
             raise InvalidArgument(
                 f"{name}: expected a mapping from names to strings, got {type(value).__name__}"
             )
+        for key in cast("Mapping[object, object]", value or {}):
+            if not isinstance(key, str):
+                raise InvalidArgument(f"{name}: expected names that are strings, got {key!r}")
 
 
 def _trace_headers(

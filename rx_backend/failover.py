@@ -124,7 +124,10 @@ class FailoverEngine(CombinedEngine):
                     log.warning("engine lost after a complete answer")
                 elif blocker := self._blocker(state, attempt, is_free=is_free):
                     log.warning("request not resumed", because=blocker)
-                    error.add_note(f"not resumed: {blocker}")
+                    note = f"not resumed: {blocker}"
+                    # An engine may raise the same instance for many requests.
+                    if note not in getattr(error, "__notes__", ()):
+                        error.add_note(note)
                     raise
                 else:
                     log.warning("request resumed on another engine")

@@ -105,13 +105,20 @@ def test_an_invalid_option_is_rejected(option: str, given: object) -> None:
 
 
 @pytest.mark.parametrize("option", ["metadata", "trace_headers"])
-@pytest.mark.parametrize("given", ["traceparent", 7, [("traceparent", "00-1-2-01")]])
-def test_metadata_must_be_a_mapping(option: str, given: object) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *(
+            (given, "expected a mapping from names to strings")
+            for given in ("traceparent", 7, [("traceparent", "00-1-2-01")])
+        ),
+        ({"traceparent": "00-1-2-01", 5: "x"}, "expected names that are strings, got 5"),
+    ],
+)
+def test_metadata_must_be_a_mapping(option: str, given: object, message: str) -> None:
     """The error names the argument."""
     options: dict[str, Any] = {option: given}
-    with pytest.raises(
-        InvalidArgument, match=f"{option}: expected a mapping from names to strings"
-    ):
+    with pytest.raises(InvalidArgument, match=f"{option}: {message}"):
         RequestContext(**options)
 
 

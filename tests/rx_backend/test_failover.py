@@ -515,7 +515,8 @@ async def test_when_the_budget_is_spent_a_lost_request_fails() -> None:
     errors = [(await answer(engine)).last.error for _ in range(5)]
     assert [error is None for error in errors] == [True, False, True, False, True]
     assert isinstance(errors[1], Disconnected)
-    assert errors[1].__notes__[-1] == "not resumed: the retry budget is spent"
+    # The engine raises the same instance for every request.
+    assert errors[1].__notes__.count("not resumed: the retry budget is spent") == 1
 
 
 @virtual
