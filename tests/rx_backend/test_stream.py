@@ -199,8 +199,12 @@ async def test_a_subscriber_that_raises_gets_its_error_back(kind: str) -> None:
 @pytest.mark.rows("S6")
 @virtual
 async def test_an_engine_that_cancels_the_task_at_the_end_ends_the_subscription() -> None:
-    """The subscriber gets the cancellation: without it, it would wait forever."""
-    errors: list[Exception] = []
+    """
+    The subscriber gets the end or the cancellation: without either, it would wait forever.
+
+    From Python 3.12 on the engine is closed before the cancellation can arrive.
+    """
+    ends: list[object] = []
 
     async def chunks() -> AsyncGenerator[LLMEngineOutput]:
         current = asyncio.current_task()
@@ -209,9 +213,10 @@ async def test_an_engine_that_cancels_the_task_at_the_end_ends_the_subscription(
         yield LLMEngineOutput.stop()
 
     stream = await adapter_of(FunctionEngine(chunks)).generate(request())
-    stream.subscribe(on_error=errors.append)
+    stream.subscribe(on_error=ends.append, on_completed=lambda: ends.append("completed"))
     await asyncio.sleep(1)
-    assert [type(error) for error in errors] == [asyncio.CancelledError]
+    (end,) = ends
+    assert end == "completed" or isinstance(end, asyncio.CancelledError)
 
 
 @pytest.mark.rows("S7")
