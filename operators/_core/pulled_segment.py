@@ -33,11 +33,11 @@ class PulledSegment(OperatorSegment):
         self._closing: asyncio.Task[None] | None = None
         self._has_begun = False
         self._generator = generator
-        # Whether the operator has yielded its failure, which it has not raised then.
-        self._has_told = False
+        # A failure that the operator has yielded is not one that it raised.
+        self._has_yielded_failure = False
 
     def raised_by(self, error: BaseException) -> str | None:
-        return None if self._has_told else super().raised_by(error)
+        return None if self._has_yielded_failure else super().raised_by(error)
 
     async def __anext__(self) -> Any:
         items = self._items
@@ -73,7 +73,7 @@ class PulledSegment(OperatorSegment):
             for each in item.items:
                 self._items.put(each)
             if item.ends:
-                self._has_told = item.error is not None
+                self._has_yielded_failure = item.error is not None
                 self._end(item.error)
                 self._release()
         elif item is None:
